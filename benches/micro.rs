@@ -1,0 +1,121 @@
+//! What sidekey's own steps cost on the request path, one at a time: `cargo bench --bench micro`.
+//!
+//! Owns the small pieces; the whole process, beside others, is measured by `compare`.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method};
+use sidekey::clock::Clock;
+use sidekey::id::KeyId;
+use sidekey::limit::KeyLimits;
+use sidekey::provider::{self, request};
+use sidekey::tally::{Observer, Wire};
+use sidekey::tokens;
+use sidekey::virtual_key::{self, DEFAULT_PREFIX, DigestKey, Limits};
+
+fn key_check(c: &mut Criterion) {
+    let digests = DigestKey::from_bytes([7; 32]);
+    let key = virtual_key::generate(DEFAULT_PREFIX, KeyId::from_bytes([9; 8])).expect("randomness");
+    let stored = digests.digest(key.expose());
+    let mut group = c.benchmark_group("key");
+    group.bench_function("parse_id", |b| b.iter(|| virtual_key::parse_id(DEFAULT_PREFIX, black_box(key.expose()))));
+    group.bench_function("check", |b| {
+        b.iter(|| {
+            let id = virtual_key::parse_id(DEFAULT_PREFIX, black_box(key.expose()));
+            (id, digests.digest(key.expose()) == stored)
+        });
+    });
+    group.finish();
+}
+
+fn limits(c: &mut Criterion) {
+    let clock = Clock::system();
+    let set = |rpm, tpm, max_in_flight| Arc::new(KeyLimits::new(&Limits { rpm, tpm, max_in_flight }));
+    let mut group = c.benchmark_group("limit");
+    group.bench_function("clock", |b| b.iter(|| clock.now()));
+    for (name, key) in [
+        ("reserve_settle/none", set(None, None, None)),
+        ("reserve_settle/rpm", set(Some(4_000_000_000), None, None)),
+        ("reserve_settle/all", set(Some(4_000_000_000), Some(4_000_000_000), Some(1_000))),
+    ] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let now = clock.now();
+                let permit = key.reserve(now, black_box(20)).expect("room");
+                permit.settle(now, black_box(2));
+            });
+        });
+    }
+    let full = set(Some(1), Some(1_000), None);
+    full.reserve(clock.now(), 1).expect("the first passes").settle(clock.now(), 1);
+    group.bench_function("refuse", |b| b.iter(|| full.reserve(clock.now(), black_box(20)).is_err()));
+    let key = set(Some(60), Some(1_000), None);
+    group.bench_function("remaining", |b| b.iter(|| key.remaining(clock.now())));
+    group.finish();
+}
+
+/// A request whose messages, `size` bytes of text or of base64, stand before the model, as SDKs send it.
+fn body(size: usize, filling: &str) -> Vec<u8> {
+    let mut body = String::from(r#"{"messages":[{"role":"user","content":""#);
+    while body.len() < size {
+        body.push_str(filling);
+    }
+    body.push_str(r#""}],"model":"gpt-4o-mini","max_tokens":64,"stream":true}"#);
+    body.into_bytes()
+}
+
+fn sniff(c: &mut Criterion) {
+    let dialect = provider::default_dialect();
+    let text = "The quick brown fox jumps over the lazy dog, said \\\"nobody\\\"; ";
+    let base64 = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk";
+    let mut group = c.benchmark_group("sniff");
+    for (name, body) in [
+        ("1KB", body(1_024, text)),
+        ("100KB", body(100 * 1_024, text)),
+        ("5MB_text", body(5 << 20, text)),
+        ("5MB_base64", body(5 << 20, base64)),
+    ] {
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let call = dialect.classify(&Method::POST, "/v1/chat/completions");
+                request::sniff(&call, Some("application/json"), black_box(&body)).expect("a good body")
+            });
+        });
+    }
+    let body = body(1_024, text);
+    group.throughput(Throughput::Bytes(body.len() as u64));
+    group.bench_function("estimate_1KB", |b| b.iter(|| tokens::estimate_input(black_box(&body))));
+    group.finish();
+}
+
+fn observe(c: &mut Criterion) {
+    let event = r#"data: {"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,"model":"gpt-4o-mini","choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}],"usage":null}
+
+"#;
+    let json = format!(
+        r#"{{"id":"chatcmpl-bench","object":"chat.completion","model":"gpt-4o-mini","choices":[{{"index":0,"message":{{"role":"assistant","content":"{}"}},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":251,"completion_tokens":42,"total_tokens":293}}}}"#,
+        "Of course. Here is a short answer. ".repeat(20)
+    );
+    let headers = |kind| HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+    let mut group = c.benchmark_group("observe");
+    group.bench_function("sse_event", |b| {
+        let mut observer = Observer::new(Wire::OpenAiChat, true, 200, &headers("text/event-stream"));
+        b.iter(|| observer.feed(black_box(event.as_bytes())));
+    });
+    let plain = headers("application/json");
+    group.bench_function("json_1KB", |b| {
+        b.iter(|| {
+            let mut observer = Observer::new(Wire::OpenAiChat, false, 200, &plain);
+            observer.feed(black_box(json.as_bytes()));
+            observer.finish()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, key_check, limits, sniff, observe);
+criterion_main!(benches);

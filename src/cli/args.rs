@@ -1,0 +1,584 @@
+//! What can be typed: the command line as clap types.
+//!
+//! Owns names, flags and help. Effects are in the module of each command.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::id::{KeyId, Owner};
+use crate::unit::duration;
+
+/// A sidecar reverse proxy for LLM APIs: virtual keys in, sealed provider keys out.
+#[derive(Debug, Parser)]
+#[command(name = "sidekey", version, max_term_width = 110)]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// The configuration file [env: SIDEKEY_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the store, the master key and the admin socket lie [env: SIDEKEY_DATA_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Overrides one key of the configuration, as listen.proxy=127.0.0.1:0; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = pair)]
+    pub set: Vec<(String, String)>,
+    /// How answers are printed
+    #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t)]
+    pub output: Format,
+    /// Never ask at the terminal
+    #[arg(long, global = true)]
+    pub no_input: bool,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// One JSON document
+    Json,
+    /// One JSON object a line
+    Jsonl,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Makes the data directory, the master key, the store and a commented sidekey.toml; safe to repeat
+    Init,
+    /// Runs the proxy in the foreground
+    Run(RunArgs),
+    /// Shows sidekey at work against a pretend provider, without any account
+    Demo,
+    /// Runs a command with a virtual key that dies with it
+    Exec(ExecArgs),
+    /// Prints the variables that point SDKs at sidekey
+    Env(EnvArgs),
+    /// Virtual keys: what apps hold
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Providers: who can be called
+    #[command(subcommand)]
+    Provider(ProviderCommand),
+    /// Provider keys: the real ones
+    #[command(subcommand)]
+    ProviderKey(ProviderKeyCommand),
+    /// What was consumed
+    Usage(UsageArgs),
+    /// The record of requests, newest first
+    Ledger(LedgerArgs),
+    /// What the running daemon says of itself
+    Status,
+    /// Checks this installation; every line that fails names its fix
+    Doctor,
+    /// The configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Writes a backup; its secrets stay sealed by the master key
+    Backup {
+        /// The file to write; it must not exist
+        file: PathBuf,
+    },
+    /// Puts a backup into the data directory
+    Restore {
+        /// The backup
+        file: PathBuf,
+        /// Also where a store is: that one moves aside
+        #[arg(long)]
+        force: bool,
+    },
+    /// Prints a shell's completion script
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Prints the manual page
+    Man,
+}
+
+/// `sidekey run`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunArgs {
+    /// The proxy's address, over listen.proxy
+    #[arg(long, value_name = "ADDRESS")]
+    pub proxy: Option<String>,
+    /// The telemetry's address, over listen.telemetry
+    #[arg(long, value_name = "ADDRESS")]
+    pub telemetry: Option<String>,
+    /// The least level of the log, over log.level
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// `sidekey exec`.
+#[derive(Args, Clone, Debug)]
+pub struct ExecArgs {
+    /// Requests per minute
+    #[arg(long)]
+    pub rpm: Option<u64>,
+    /// Tokens per minute
+    #[arg(long)]
+    pub tpm: Option<u64>,
+    /// Globs of models the command may call, with commas
+    #[arg(long, value_delimiter = ',', value_name = "GLOBS")]
+    pub models: Vec<String>,
+    /// How long the key lives at most, even if sidekey is killed
+    #[arg(long, value_parser = duration::parse, default_value = "24h")]
+    pub ttl: Duration,
+    /// The provider the command may call; may be repeated
+    #[arg(long)]
+    pub provider: Vec<String>,
+    /// The user whose provider keys pay first
+    #[arg(long)]
+    pub user: Option<String>,
+    /// The team whose provider keys pay next
+    #[arg(long)]
+    pub team: Option<String>,
+    /// Says nothing at the end
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// `sidekey env`.
+#[derive(Args, Clone, Debug)]
+pub struct EnvArgs {
+    /// The form
+    #[arg(long, value_enum, default_value_t)]
+    pub shell: EnvForm,
+    /// Only these providers; may be repeated
+    #[arg(long)]
+    pub provider: Vec<String>,
+    /// Reads a virtual key from standard input and sets the SDKs' key variables too
+    #[arg(long)]
+    pub key_stdin: bool,
+}
+
+/// The form of `sidekey env`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum EnvForm {
+    /// export NAME='value'
+    #[default]
+    Bash,
+    /// export NAME='value'
+    Zsh,
+    /// set -gx NAME 'value'
+    Fish,
+    /// One JSON object
+    Json,
+}
+
+/// A shell with completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "the shells' own names")]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// A number, or `none` for no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrNone<T>(pub Option<T>);
+
+impl<T: FromStr<Err: std::fmt::Display>> FromStr for OrNone<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|value| Self(Some(value))).map_err(|error| format!("{error}; write a whole number, or none"))
+    }
+}
+
+/// `sidekey key`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Makes a virtual key and shows it, once
+    Create(Box<KeyCreate>),
+    /// All of them
+    #[command(alias = "ls")]
+    List(ListArgs),
+    /// One of them
+    Show(KeyRef),
+    /// Changes what one may do
+    Update(Box<KeyUpdate>),
+    /// Gives one a new secret and shows it, once
+    Rotate {
+        /// The key's id or name
+        key: String,
+        /// How long the old secret still works
+        #[arg(long, value_parser = duration::parse, default_value = "0s")]
+        grace: Duration,
+    },
+    /// Switches one on
+    Enable(KeyRef),
+    /// Switches one off, until it is enabled
+    Disable(KeyRef),
+    /// Takes one back for good
+    Revoke(KeyRef),
+    /// Says whether a key read from standard input would be accepted, and what it may do
+    Test {
+        /// Reads the key from standard input; otherwise it is asked for
+        #[arg(long)]
+        stdin: bool,
+    },
+    /// Removes one; its entries stay in the ledger
+    Delete(KeyRef),
+    /// What one consumed
+    Usage {
+        /// The key's id or name
+        key: String,
+        /// Days back from now
+        #[arg(long, default_value_t = 30)]
+        days: u32,
+    },
+}
+
+/// A key, by id or name.
+#[derive(Args, Clone, Debug)]
+pub struct KeyRef {
+    /// Its id or name
+    pub key: String,
+}
+
+/// What narrows a list.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ListArgs {
+    /// Only this user's
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Only this team's
+    #[arg(long)]
+    pub team: Option<String>,
+}
+
+/// What a virtual key may do.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Grants {
+    /// The user it belongs to
+    #[arg(long)]
+    pub user: Option<String>,
+    /// The team it belongs to
+    #[arg(long)]
+    pub team: Option<String>,
+    /// Globs of models it may call, with commas; '*' is all
+    #[arg(long, value_delimiter = ',', value_name = "GLOBS")]
+    pub models: Option<Vec<String>>,
+    /// Providers it may call, with commas
+    #[arg(long, value_delimiter = ',', value_name = "IDS")]
+    pub providers: Option<Vec<String>>,
+    /// Endpoints it may call, with commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub endpoints: Option<Vec<String>>,
+    /// Networks it may be used from, with commas
+    #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
+    pub sources: Option<Vec<IpNet>>,
+    /// Requests per minute, or none
+    #[arg(long, value_name = "N")]
+    pub rpm: Option<OrNone<u64>>,
+    /// Tokens per minute, or none
+    #[arg(long, value_name = "N")]
+    pub tpm: Option<OrNone<u64>>,
+    /// Requests at the same time, or none
+    #[arg(long, value_name = "N")]
+    pub max_in_flight: Option<OrNone<u64>>,
+    /// Days from now until it expires, or none
+    #[arg(long, value_name = "DAYS")]
+    pub expires_days: Option<OrNone<u32>>,
+    /// How usage of streams is learned
+    #[arg(long, value_enum)]
+    pub stream_usage: Option<StreamUsageArg>,
+    /// A note of your own; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub metadata: Vec<(String, String)>,
+}
+
+/// `--stream-usage`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StreamUsageArg {
+    /// Change nothing; estimate when the provider does not say
+    Observe,
+    /// Ask OpenAI-dialect providers for it
+    Request,
+}
+
+/// `sidekey key create`.
+#[derive(Args, Clone, Debug)]
+pub struct KeyCreate {
+    /// What people call it
+    #[arg(long)]
+    pub name: String,
+    /// What it begins with, over keys.prefix
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// What it may do.
+    #[command(flatten)]
+    pub grants: Grants,
+}
+
+/// `sidekey key update`.
+#[derive(Args, Clone, Debug)]
+pub struct KeyUpdate {
+    /// The key's id or name
+    pub key: String,
+    /// A new name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What it may do.
+    #[command(flatten)]
+    pub grants: Grants,
+}
+
+/// `sidekey provider`.
+#[derive(Debug, Subcommand)]
+pub enum ProviderCommand {
+    /// All of them
+    #[command(alias = "ls")]
+    List,
+    /// One of them
+    Show {
+        /// Its id
+        provider: String,
+    },
+}
+
+/// `sidekey provider-key`.
+#[derive(Debug, Subcommand)]
+pub enum ProviderKeyCommand {
+    /// Seals a real key in the store, or notes where it is to be found
+    #[command(alias = "create")]
+    Add(ProviderKeyAdd),
+    /// All of them, masked
+    #[command(alias = "ls")]
+    List {
+        /// Only this provider's
+        #[arg(long)]
+        provider: Option<String>,
+    },
+    /// One of them, masked
+    Show(KeyRef),
+    /// Changes its name, owner, models or priority
+    Update(ProviderKeyUpdate),
+    /// Puts a new secret in its place
+    Rotate {
+        /// Its id or name
+        key: String,
+        /// Where the new secret comes from.
+        #[command(flatten)]
+        secret: SecretArgs,
+    },
+    /// Switches one on, also after an error
+    Enable(KeyRef),
+    /// Switches one off
+    Disable(KeyRef),
+    /// Asks the provider whether it takes the key, without spending
+    Test {
+        /// Its id or name
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        key: Option<String>,
+        /// Tests every one
+        #[arg(long)]
+        all: bool,
+    },
+    /// Removes one and its secret
+    Delete(KeyRef),
+    /// What was paid with one
+    Usage {
+        /// Its id or name
+        key: String,
+        /// Days back from now
+        #[arg(long, default_value_t = 30)]
+        days: u32,
+    },
+}
+
+/// Where a real key comes from; asked for at the terminal when nothing is said.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SecretArgs {
+    /// Reads it from standard input
+    #[arg(long, group = "source")]
+    pub stdin: bool,
+    /// Reads it from a file, once
+    #[arg(long, group = "source", value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Stores a reference instead: env:NAME, file:/path or exec:command
+    #[arg(long = "ref", group = "source", value_name = "REFERENCE")]
+    pub reference: Option<String>,
+}
+
+/// `sidekey provider-key add`.
+#[derive(Args, Clone, Debug)]
+pub struct ProviderKeyAdd {
+    /// The provider's id
+    pub provider: String,
+    /// What people call it
+    #[arg(long)]
+    pub name: String,
+    /// user:ID, team:ID or system
+    #[arg(long, default_value = "system")]
+    pub owner: Owner,
+    /// Globs of models it may pay for, with commas
+    #[arg(long, value_delimiter = ',', value_name = "GLOBS")]
+    pub models: Vec<String>,
+    /// Lower goes first within a tier
+    #[arg(long, default_value_t = 0)]
+    pub priority: u32,
+    /// Does not ask the provider whether it takes the key
+    #[arg(long)]
+    pub no_test: bool,
+    /// Where the secret comes from.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+}
+
+/// `sidekey provider-key update`.
+#[derive(Args, Clone, Debug)]
+pub struct ProviderKeyUpdate {
+    /// Its id or name
+    pub key: String,
+    /// A new name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// user:ID, team:ID or system
+    #[arg(long)]
+    pub owner: Option<Owner>,
+    /// Globs of models it may pay for, with commas
+    #[arg(long, value_delimiter = ',', value_name = "GLOBS")]
+    pub models: Option<Vec<String>>,
+    /// Lower goes first within a tier
+    #[arg(long)]
+    pub priority: Option<u32>,
+}
+
+/// `sidekey usage`.
+#[derive(Args, Clone, Debug)]
+pub struct UsageArgs {
+    /// Days back from now
+    #[arg(long, default_value_t = 30)]
+    pub days: u32,
+    /// What the groups are: day, key, user, team, provider, provider_key, model, source
+    #[arg(long, default_value = "model")]
+    pub by: String,
+    /// Only this virtual key, by id or name
+    #[arg(long)]
+    pub key: Option<String>,
+}
+
+/// `sidekey ledger`.
+#[derive(Args, Clone, Debug)]
+pub struct LedgerArgs {
+    /// Only this virtual key, by id or name
+    #[arg(long)]
+    pub key: Option<String>,
+    /// At most so many entries
+    #[arg(long, default_value_t = 100)]
+    pub limit: usize,
+    /// Only the requests of this x-sidekey-group
+    #[arg(long)]
+    pub group: Option<String>,
+}
+
+/// `sidekey config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Reads the configuration and reports every fault
+    Check,
+    /// Prints the configuration in force
+    Show,
+    /// Says where a value comes from, and what it won over
+    Explain {
+        /// The key, as listen.proxy
+        key: String,
+    },
+    /// Prints the JSON Schema of sidekey.toml
+    Schema,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    if key.trim().is_empty() {
+        Err("write KEY=VALUE".to_owned())
+    } else {
+        Ok((key.trim().to_owned(), value.to_owned()))
+    }
+}
+
+/// An id, when the text is one; else it is a name.
+#[must_use]
+pub fn as_id(text: &str) -> Option<KeyId> {
+    text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn clap_is_content() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_session_of_the_design_parses() {
+        for line in [
+            "init",
+            "run",
+            "provider-key add openai --name main --stdin",
+            "provider-key add openai --name main --stdin --owner user:alice --no-test",
+            "provider-key add openai --name main --ref exec:gcloud",
+            "key create --name app --user alice --team t1 --models gpt-4o*,claude-* --rpm 60 --tpm 100000 --expires-days 365 -o json",
+            "key create --name app --rpm none --sources 10.0.0.0/8,127.0.0.0/8 --metadata a=b --metadata c=d=e",
+            "key rotate app --grace 24h",
+            "usage --days 30 --by model -o json",
+            "ledger --key a1b2c3d4e5f67890 --limit 5 -o jsonl",
+            "exec --rpm 10 --models gpt-* -- python -c x",
+            "env --shell fish",
+            "provider-key test --all",
+            "config explain listen.proxy",
+            "status -o json",
+            "completion zsh",
+        ] {
+            let words = std::iter::once("sidekey").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_parse() {
+        for line in [
+            "key create",
+            "key create --name a --budget 100",
+            "provider-key add openai --name main --stdin --key-file x",
+            "provider-key add openai --name main --owner alice",
+            "provider-key test",
+            "key create --name a --rpm many",
+            "exec",
+            "--set x run",
+        ] {
+            let words = std::iter::once("sidekey").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+}

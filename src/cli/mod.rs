@@ -1,0 +1,260 @@
+//! The command line: what is typed, what is printed, and the exit code.
+//!
+//! Owns dispatch and the session of a command. Everything a command does to the store goes through the admin API,
+//! over the daemon's socket or in this process.
+
+pub mod args;
+pub mod client;
+mod doctor;
+pub mod environment;
+pub mod exec;
+pub mod failure;
+mod init;
+mod keys;
+pub mod out;
+mod provider_keys;
+pub mod sdk;
+pub mod secret_input;
+pub mod settings;
+mod store;
+#[cfg(test)]
+mod tests;
+mod usage;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use axum::Router;
+use clap::{CommandFactory, Parser};
+
+use crate::cli::args::{Cli, Command, Global, Shell};
+use crate::cli::client::AdminClient;
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::out::Out;
+use crate::config::{self, Environment, Fault, Loaded, NoPlace, Places};
+use crate::control::KeyTester;
+use crate::provider::Registry;
+use crate::storage::Store;
+
+/// What the command line asks of `app`, handed in so that tests can stand in for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Hooks {
+    /// Shows sidekey against a pretend provider, until interrupted.
+    pub demo: fn(Loaded, Environment) -> Result<(), Failure>,
+    /// Starts a proxy for one command, on a free port of the loopback address.
+    pub private: fn(Loaded, Environment) -> PrivateStart,
+    /// Runs the proxy until it is told to stop.
+    pub run: fn(Loaded, Environment) -> Result<(), Failure>,
+    /// Makes what tests provider keys.
+    pub tester: fn(&Store, &Arc<Registry>) -> KeyTester,
+}
+
+/// The start of a [`Private`] proxy; polled on the command's runtime, where the proxy may also live.
+pub type PrivateStart = Pin<Box<dyn Future<Output = Result<Private, Failure>>>>;
+
+/// A proxy of this process, without admin socket and telemetry.
+pub struct Private {
+    /// Where it listens.
+    pub proxy: SocketAddr,
+    /// Its admin API.
+    pub admin: Router,
+    /// Drains it, flushes its ledger and closes its store.
+    pub stop: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+impl fmt::Debug for Private {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Private").field("proxy", &self.proxy).finish_non_exhaustive()
+    }
+}
+
+/// What a command works with.
+#[derive(Debug)]
+pub struct Session {
+    /// The environment it was started in.
+    pub environment: Environment,
+    /// The configuration in force.
+    pub loaded: Loaded,
+    /// Where its answer goes.
+    pub out: Out,
+    /// True when nobody is to be asked.
+    pub no_input: bool,
+    /// What it asks of `app`.
+    pub hooks: Hooks,
+}
+
+/// Reads the command line, does what it says, and gives the exit code.
+#[must_use]
+pub fn main_with(hooks: Hooks) -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    run(&words, Environment::capture(), hooks).unwrap_or_else(|failure| {
+        for line in failure.lines() {
+            out::say(&line);
+        }
+        failure.code()
+    })
+}
+
+fn run(words: &[OsString], environment: Environment, hooks: Hooks) -> Result<ExitCode, Failure> {
+    secret_input::refuse_in_words(words)?;
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to standard output with code 0; a closed pipe there is nobody reading.
+            let _ = error.print();
+            return Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8)));
+        }
+    };
+    let out = Out { format: cli.global.output };
+    match &cli.command {
+        Command::Completion { shell } => return print(out, &completion(*shell)),
+        Command::Man => return print(out, &manual()?),
+        _ => {}
+    }
+    let loaded = match load(&cli, &environment) {
+        Err(Unloaded::Faults(faults)) if matches!(cli.command, Command::Doctor) => return doctor::faulty(out, &faults),
+        loaded => loaded?,
+    };
+    if !matches!(cli.command, Command::Run(_)) {
+        for warning in &loaded.warnings {
+            out::say(&format!("warning: {warning}"));
+        }
+    }
+    let session = Session { environment, loaded, out, no_input: cli.global.no_input, hooks };
+    dispatch(session, cli.command)
+}
+
+fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Completion { .. } | Command::Man => {}
+        Command::Config(command) => settings::run(&session, &command)?,
+        Command::Demo => (session.hooks.demo)(session.loaded, session.environment)?,
+        Command::Doctor => return block_on(doctor::run(&session)),
+        Command::Env(args) => environment::run(&session, &args)?,
+        Command::Exec(args) => return block_on(execute(session, args)),
+        Command::Init => block_on(init::run(&session))?,
+        Command::Restore { file, force } => block_on(store::restore(&session, &file, force))?,
+        Command::Run(_) => (session.hooks.run)(session.loaded, session.environment)?,
+        command @ (Command::Backup { .. }
+        | Command::Key(_)
+        | Command::Ledger(_)
+        | Command::Provider(_)
+        | Command::ProviderKey(_)
+        | Command::Status
+        | Command::Usage(_)) => return block_on(through_api(&session, command)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Commands that are requests of the admin API.
+async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Failure> {
+    if matches!(command, Command::Status) {
+        usage::status(session).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let connected = store::connect(session).await?;
+    let client = &connected.client;
+    let done = match command {
+        Command::Backup { file } => store::backup(client, &file).await,
+        Command::Key(command) => keys::run(session, client, command).await,
+        Command::Ledger(args) => usage::ledger(session, client, &args).await,
+        Command::Provider(command) => usage::provider(session, client, &command).await,
+        Command::ProviderKey(command) => provider_keys::run(session, client, command).await,
+        Command::Usage(args) => usage::usage(session, client, &args).await,
+        _ => Ok(()),
+    };
+    connected.close().await;
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// `exec` through the daemon, or through a proxy of this process.
+async fn execute(session: Session, args: args::ExecArgs) -> Result<ExitCode, Failure> {
+    if session.environment.get(exec::MARK).is_some() {
+        let failure = Failure::new(Exit::Usage, "this is already inside `sidekey exec`");
+        return Err(failure.fix("run the command itself: its variables are set"));
+    }
+    let socket = session.loaded.places.admin_socket();
+    if let Some(client) = AdminClient::of_daemon(&socket).await {
+        let status = client.get("/api/status").await?.body;
+        let proxy = status["listen"]["proxy"].as_str().and_then(|text| text.parse().ok());
+        let proxy =
+            proxy.ok_or_else(|| Failure::new(Exit::Unreachable, "the daemon does not say where its proxy listens"))?;
+        return exec::run(&client, proxy, &args).await;
+    }
+    let private = (session.hooks.private)(session.loaded, session.environment).await?;
+    let client = AdminClient::Local(private.admin);
+    let code = exec::run(&client, private.proxy, &args).await;
+    private.stop.await;
+    code
+}
+
+/// Why there is no configuration.
+enum Unloaded {
+    Faults(Vec<Fault>),
+    Places(NoPlace),
+}
+
+impl From<Unloaded> for Failure {
+    fn from(unloaded: Unloaded) -> Self {
+        match unloaded {
+            Unloaded::Faults(faults) => faults.into(),
+            Unloaded::Places(error) => Self::new(Exit::Config, error.to_string()),
+        }
+    }
+}
+
+fn load(cli: &Cli, environment: &Environment) -> Result<Loaded, Unloaded> {
+    let Global { config, data_dir, .. } = &cli.global;
+    let mut places = Places::find(environment, data_dir.as_deref(), config.as_deref()).map_err(Unloaded::Places)?;
+    if matches!(cli.command, Command::Init) {
+        // `init` writes the named file.
+        places.config_named = false;
+    }
+    let mut overrides = cli.global.set.clone();
+    if let Command::Run(args) = &cli.command {
+        let said =
+            [("listen.proxy", &args.proxy), ("listen.telemetry", &args.telemetry), ("log.level", &args.log_level)];
+        overrides.extend(said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?))));
+    }
+    config::load(environment, places, &overrides).map_err(Unloaded::Faults)
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // A private proxy's workers may be local tasks.
+    tokio::task::LocalSet::new().block_on(&runtime, work)
+}
+
+fn print(out: Out, text: &str) -> Result<ExitCode, Failure> {
+    out.text(text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn completion(shell: Shell) -> String {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Fish => clap_complete::Shell::Fish,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+    };
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sidekey", &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The manual: the program's page, then a page for each command.
+fn manual() -> Result<String, Failure> {
+    let mut text = Vec::new();
+    let mut program = Cli::command();
+    // Only a built command knows its names in full.
+    program.build();
+    clap_mangen::Man::new(program.clone()).render(&mut text)?;
+    for command in program.get_subcommands() {
+        let title = command.get_display_name().unwrap_or_default().to_owned();
+        clap_mangen::Man::new(command.clone()).title(title).render(&mut text)?;
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}

@@ -1,0 +1,125 @@
+//! `sidekey usage`, `ledger`, `status` and `provider`: what was consumed, by whom, through what.
+//!
+//! Owns their output; the figures are the API's.
+
+use serde_json::{Value, json};
+
+use crate::cli::Session;
+use crate::cli::args::{Format, LedgerArgs, ProviderCommand, UsageArgs};
+use crate::cli::client::{AdminClient, encoded};
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::keys;
+use crate::cli::out::{self, Column};
+
+const LEDGER_COLUMNS: &[Column<'_>] = &[
+    ("TIME", "/time"),
+    ("KEY", "/virtual_key_id"),
+    ("PROVIDER", "/provider"),
+    ("MODEL", "/model_requested"),
+    ("STATUS", "/status"),
+    ("OUTCOME", "/outcome"),
+    ("IN", "/tokens/input"),
+    ("OUT", "/tokens/output"),
+    ("COST", "/cost_usd"),
+    ("MS", "/latency_ms"),
+    ("PAID BY", "/key_source"),
+];
+
+const PROVIDER_COLUMNS: &[Column<'_>] = &[
+    ("ID", "/id"),
+    ("DIALECT", "/dialect"),
+    ("BASE URL", "/base_url"),
+    ("KEYS", "/keys"),
+    ("ACTIVE", "/active_keys"),
+    ("ENABLED", "/enabled"),
+];
+
+/// A page of the API holds no more.
+const MAX_PAGE: usize = 1000;
+
+/// `sidekey usage`.
+pub(super) async fn usage(session: &Session, client: &AdminClient, args: &UsageArgs) -> Result<(), Failure> {
+    let mut path = format!("/api/usage?days={}&by={}", args.days, encoded(&args.by));
+    if let Some(key) = &args.key {
+        path.push_str(&format!("&key={}", keys::resolve(client, key).await?));
+    }
+    let report = client.get(&path).await?;
+    print_report(session, &report.body, &args.by)
+}
+
+/// A report: the document, a line for each group, or a table that ends with the totals.
+pub(super) fn print_report(session: &Session, report: &Value, by: &str) -> Result<(), Failure> {
+    let mut items = report["groups"].as_array().cloned().unwrap_or_default();
+    if session.out.format == Format::Table && !items.is_empty() {
+        let mut totals = report["totals"].clone();
+        totals[by] = json!("total");
+        items.push(totals);
+    }
+    let (head, place) = (by.to_uppercase(), format!("/{by}"));
+    let columns: [Column<'_>; 8] = [
+        (&head, &place),
+        ("REQUESTS", "/requests"),
+        ("INPUT", "/tokens/input"),
+        ("CACHED", "/tokens/cached_input"),
+        ("OUTPUT", "/tokens/output"),
+        ("REASONING", "/tokens/reasoning"),
+        ("TOTAL", "/tokens/total"),
+        ("COST USD", "/cost_usd"),
+    ];
+    Ok(session.out.many(report, &items, &columns)?)
+}
+
+/// `sidekey ledger`: as many pages as it takes.
+pub(super) async fn ledger(session: &Session, client: &AdminClient, args: &LedgerArgs) -> Result<(), Failure> {
+    let mut filter = String::new();
+    if let Some(key) = &args.key {
+        filter.push_str(&format!("&key={}", keys::resolve(client, key).await?));
+    }
+    if let Some(group) = &args.group {
+        filter.push_str(&format!("&group={}", encoded(group)));
+    }
+    let mut entries: Vec<Value> = Vec::new();
+    let mut cursor = String::new();
+    while entries.len() < args.limit {
+        let limit = (args.limit - entries.len()).min(MAX_PAGE);
+        let mut page = client.get(&format!("/api/ledger?limit={limit}{filter}{cursor}")).await?.body;
+        if let Some(Value::Array(more)) = page.get_mut("entries").map(Value::take) {
+            entries.extend(more);
+        }
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={}", encoded(next)),
+            None => break,
+        }
+    }
+    Ok(session.out.many(&json!({"entries": entries}), &entries, LEDGER_COLUMNS)?)
+}
+
+/// `sidekey provider`.
+pub(super) async fn provider(
+    session: &Session,
+    client: &AdminClient,
+    command: &ProviderCommand,
+) -> Result<(), Failure> {
+    match command {
+        ProviderCommand::List => {
+            let found = client.get("/api/providers").await?.body;
+            let items = found["providers"].as_array().cloned().unwrap_or_default();
+            Ok(session.out.many(&found, &items, PROVIDER_COLUMNS)?)
+        }
+        ProviderCommand::Show { provider } => {
+            let found = client.get(&format!("/api/providers/{}", encoded(provider))).await?;
+            Ok(session.out.one(&found.body, out::card)?)
+        }
+    }
+}
+
+/// `sidekey status`: the daemon's own word, so none running is a failure of its own kind.
+pub(super) async fn status(session: &Session) -> Result<(), Failure> {
+    let socket = session.loaded.places.admin_socket();
+    let Some(client) = AdminClient::of_daemon(&socket).await else {
+        let failure = Failure::new(Exit::Unreachable, format!("no daemon answers on {}", socket.display()));
+        return Err(failure.fix("start one: `sidekey run`; or name its place with --data-dir"));
+    };
+    let status = client.get("/api/status").await?;
+    Ok(session.out.one(&status.body, out::card)?)
+}

@@ -1,0 +1,96 @@
+//! What the environment brings to the store: the master key's sources, and system keys in providers' variables.
+//!
+//! Owns which variables these are; leaves opening the store to `app` and `cli`.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::clock::Clock;
+use crate::config::env::Environment;
+use crate::config::load::Loaded;
+use crate::metrics::Metrics;
+use crate::provider::Registry;
+use crate::secret::Secret;
+use crate::storage::{EnvironmentKey, MasterKeyInputs, StoreOptions};
+
+impl Environment {
+    /// Where the master key may come from.
+    #[must_use]
+    pub fn master_key_inputs(&self) -> MasterKeyInputs {
+        MasterKeyInputs {
+            credentials_dir: self.get("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            file: self.get("SIDEKEY_MASTER_KEY_FILE").map(PathBuf::from),
+            value: self.get("SIDEKEY_MASTER_KEY").map(|value| Secret::new(value.to_owned())),
+        }
+    }
+
+    /// The system keys in providers' own variables: for each provider the first that is set. One that is a virtual
+    /// key, as inside `sidekey exec`, pays for nothing.
+    #[must_use]
+    pub fn system_keys(&self, registry: &Registry, prefix: &str) -> Vec<EnvironmentKey> {
+        let enabled = registry.iter().filter(|upstream| upstream.enabled);
+        let found = enabled.filter_map(|upstream| {
+            let set = |name: &String| Some((name.clone(), self.get(name)?.trim().to_owned()));
+            let (variable, value) = upstream.env.iter().find_map(set)?;
+            let own = crate::virtual_key::has_prefix(prefix, &value);
+            (!own && !value.is_empty()).then(|| EnvironmentKey {
+                provider: upstream.id.to_string(),
+                variable,
+                secret: Secret::new(value),
+            })
+        });
+        found.collect()
+    }
+
+    /// Every variable, as values that `env:NAME` references may name.
+    #[must_use]
+    pub fn secrets(&self) -> HashMap<String, Secret> {
+        self.iter().map(|(name, value)| (name.to_owned(), Secret::new(value.to_owned()))).collect()
+    }
+}
+
+impl Loaded {
+    /// How the store is to be opened.
+    #[must_use]
+    pub fn store_options(
+        &self,
+        environment: &Environment,
+        registry: &Registry,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> StoreOptions {
+        StoreOptions {
+            dir: self.places.data_dir.clone(),
+            create: false,
+            master: environment.master_key_inputs(),
+            environment_keys: environment.system_keys(registry, &self.config.keys.prefix),
+            section: self.config.store.clone(),
+            clock,
+            metrics,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn system_keys_are_the_first_that_are_set() {
+        let registry = Config::default().registry().expect("the defaults are valid");
+        let environment = Environment::from_pairs([
+            ("GOOGLE_API_KEY", "AIza-google"),
+            ("ANTHROPIC_API_KEY", ""),
+            ("ANTHROPIC_AUTH_TOKEN", " sk-ant-token "),
+            ("OPENAI_API_KEY", "sk-side-a1b2c3d4e5f67890-x"),
+        ]);
+        let mut keys = environment.system_keys(&registry, "sk-side");
+        keys.sort_by(|a, b| a.provider.cmp(&b.provider));
+        let keys: Vec<_> = keys.iter().map(|k| (k.provider.as_str(), k.variable.as_str(), k.secret.expose())).collect();
+        assert_eq!(
+            keys,
+            [("anthropic", "ANTHROPIC_AUTH_TOKEN", "sk-ant-token"), ("gemini", "GOOGLE_API_KEY", "AIza-google")]
+        );
+    }
+}

@@ -1,0 +1,308 @@
+//! Every key of `sidekey.toml` in one table: it makes the commented template, the JSON Schema, `config explain` and
+//! the spelling of variables.
+//!
+//! Owns the table and what is printed from it; a test compares it with the sections, so that none is forgotten.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+/// What a key holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `"127.0.0.1:4141"`.
+    Address,
+    /// `true` or `false`.
+    Bool,
+    /// `"30s"`.
+    Duration,
+    /// A whole number.
+    Integer,
+    /// `"8MiB"`, or bytes.
+    Size,
+    /// Free text.
+    Text,
+    /// A list of texts.
+    Texts,
+    /// `"10s"`, or seconds; above zero.
+    Timeout,
+    /// One of these words.
+    Word(&'static [&'static str]),
+}
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its dotted name; `*` stands for a name of the operator's.
+    pub path: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// Its default as TOML; empty when unset.
+    pub default: &'static str,
+    /// What it is for.
+    pub doc: &'static str,
+}
+
+impl Key {
+    /// True when `path` is this key, where `*` stands for any one name.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        let (own, said) = (self.path.split('.'), path.split('.'));
+        own.clone().count() == said.clone().count() && own.zip(said).all(|(own, said)| own == "*" || own == said)
+    }
+}
+
+const fn key(path: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+    Key { path, kind, default, doc }
+}
+
+/// All of them, in the order of the template.
+pub static KEYS: &[Key] = &[
+    key("listen.proxy", Kind::Address, "\"127.0.0.1:4141\"", "Where apps send their requests."),
+    key(
+        "listen.admin",
+        Kind::Address,
+        "\"127.0.0.1:4142\"",
+        "Reserved for the admin console; the admin API is on <data_dir>/admin.sock.",
+    ),
+    key("listen.telemetry", Kind::Address, "\"127.0.0.1:4143\"", "/livez /readyz /healthz /metrics."),
+    key(
+        "listen.transparent",
+        Kind::Address,
+        "",
+        "Connections redirected by the kernel, as \"127.0.0.1:15001\"; off unless set.",
+    ),
+    key("keys.prefix", Kind::Text, "\"sk-side\"", "What new virtual keys begin with."),
+    key("keys.default_expires_days", Kind::Integer, "365", "Days until a new virtual key expires."),
+    key(
+        "keys.max_expires_days",
+        Kind::Integer,
+        "",
+        "The longest life a virtual key may be given; no bound unless set.",
+    ),
+    key("keys.default_rpm", Kind::Integer, "", "Requests per minute of a new virtual key; no limit unless set."),
+    key("keys.default_tpm", Kind::Integer, "", "Tokens per minute of a new virtual key; no limit unless set."),
+    key(
+        "keys.unknown_keys",
+        Kind::Word(&["refuse", "pass"]),
+        "\"refuse\"",
+        "What is done with keys that are not ours.",
+    ),
+    key("limits.replay_limit", Kind::Size, "\"8MiB\"", "Request bytes kept so that another provider key can be tried."),
+    key("limits.max_body", Kind::Size, "\"64MiB\"", "The largest request body."),
+    key(
+        "limits.default_provider",
+        Kind::Text,
+        "\"openai\"",
+        "Who answers a bare /v1 path that neither path nor model decides.",
+    ),
+    key("limits.header_timeout", Kind::Duration, "\"75s\"", "For a client to send a request's head."),
+    key("limits.connect_timeout", Kind::Duration, "\"10s\"", "To connect to an upstream, TLS included."),
+    key("limits.drain_timeout", Kind::Duration, "\"30s\"", "For open requests to end when sidekey stops."),
+    key("providers.*.base_url", Kind::Text, "", "scheme://host[:port][/prefix]; the provider's own path follows."),
+    key(
+        "providers.*.dialect",
+        Kind::Text,
+        "",
+        "For one of your own: openai, anthropic, gemini, bedrock, cohere or ollama.",
+    ),
+    key("providers.*.auth", Kind::Text, "", "How the key is presented, where it differs from the dialect."),
+    key("providers.*.hosts", Kind::Texts, "", "More hosts that mean this provider when a client connects to them."),
+    key("providers.*.v1", Kind::Text, "", "What stands here for /v1 of a bare request."),
+    key("providers.*.env", Kind::Texts, "", "Variables that may hold a system key, best first."),
+    key("providers.*.stream_usage", Kind::Word(&["observe", "request"]), "", "How the usage of a stream is learned."),
+    key(
+        "providers.*.accept_encoding",
+        Kind::Word(&["identity"]),
+        "",
+        "Asks for uncompressed answers in place of what the client asked for.",
+    ),
+    key("providers.*.models", Kind::Texts, "", "Globs of models by which a bare request finds this provider."),
+    key("providers.*.enabled", Kind::Bool, "true", "Switched on or not."),
+    key("providers.*.connect_timeout", Kind::Timeout, "", "To connect, in place of limits.connect_timeout."),
+    key("providers.*.head_timeout", Kind::Timeout, "", "To begin an answer; unlimited unless set."),
+    key("providers.*.allow_private", Kind::Bool, "", "Whether private and loopback addresses may be dialled."),
+    key("providers.*.http2", Kind::Bool, "false", "Whether to offer HTTP/2."),
+    key("providers.*.keyless", Kind::Bool, "", "True when the provider can do without a key."),
+    key("providers.*.test", Kind::Text, "", "Path of a GET that costs nothing and needs a good key."),
+    key(
+        "store.durability",
+        Kind::Word(&["group", "sync"]),
+        "\"group\"",
+        "sync: the response's last frame waits until its entry is on disk.",
+    ),
+    key("store.commit_interval_ms", Kind::Integer, "10", "How long entries gather before a commit, milliseconds."),
+    key("store.queue_capacity", Kind::Integer, "65536", "Entries that wait for a commit at most."),
+    key("store.retention_days", Kind::Integer, "90", "Days the ledger is kept; 0 is for ever."),
+    key(
+        "log.format",
+        Kind::Word(&["auto", "pretty", "json"]),
+        "\"auto\"",
+        "auto is pretty on a terminal, json elsewhere.",
+    ),
+    key("log.level", Kind::Word(&["error", "warn", "info", "debug", "trace"]), "\"info\"", "The least level shown."),
+    key("log.access", Kind::Bool, "false", "One line for each request."),
+];
+
+/// The commented `sidekey.toml` that `init` writes: every key with its default, all of them commented out.
+#[must_use]
+pub fn template() -> String {
+    let mut out = String::from(
+        "# sidekey. Values are the defaults, or examples where there is none; uncomment what you change.\n\
+         # `sidekey config check` reads this file, `sidekey config explain KEY` says where a value comes from.\n",
+    );
+    let mut section = "";
+    for key in KEYS {
+        let (table, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
+        if table != section {
+            section = table;
+            let commented = if table.contains('*') { "# " } else { "" };
+            let _ = writeln!(out, "\n{commented}[{}]", table.replace('*', "my-gateway"));
+        }
+        let value = if key.default.is_empty() { example(key.kind) } else { key.default.to_owned() };
+        let _ = writeln!(out, "# {}\n# {name} = {value}", key.doc);
+    }
+    out
+}
+
+/// What an unset key's value would look like.
+fn example(kind: Kind) -> String {
+    let text = match kind {
+        Kind::Address => "\"127.0.0.1:15001\"",
+        Kind::Bool => "true",
+        Kind::Duration | Kind::Timeout => "\"30s\"",
+        Kind::Integer => "1000",
+        Kind::Size => "\"8MiB\"",
+        Kind::Text => "\"…\"",
+        Kind::Texts => "[\"…\"]",
+        Kind::Word(words) => return format!("\"{}\"", words.first().copied().unwrap_or_default()),
+    };
+    text.to_owned()
+}
+
+/// The JSON Schema of the file (draft 2020-12).
+#[must_use]
+pub fn schema() -> Value {
+    let mut root = object();
+    for key in KEYS {
+        let names: Vec<&str> = key.path.split('.').collect();
+        insert(&mut root, &names, property(key));
+    }
+    root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    root["title"] = json!("sidekey.toml");
+    root
+}
+
+fn object() -> Value {
+    json!({"type": "object", "additionalProperties": false, "properties": {}})
+}
+
+fn property(key: &Key) -> Value {
+    let mut property = match key.kind {
+        Kind::Bool => json!({"type": "boolean"}),
+        Kind::Integer => json!({"type": "integer", "minimum": 0}),
+        Kind::Address | Kind::Text => json!({"type": "string"}),
+        Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
+        Kind::Duration => json!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}),
+        Kind::Size => {
+            json!({"oneOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]+ *([KMG]iB)?$"}]})
+        }
+        Kind::Timeout => json!({"oneOf": [
+            {"type": "integer", "minimum": 1},
+            {"type": "string", "pattern": "^[0-9]+ *(ms|s|m|h)?$"},
+        ]}),
+        Kind::Word(words) => json!({"enum": words}),
+    };
+    property["description"] = json!(key.doc);
+    if let Some(default) = default_of(key) {
+        property["default"] = default;
+    }
+    property
+}
+
+/// The default as JSON.
+fn default_of(key: &Key) -> Option<Value> {
+    let table: toml::Table = toml::from_str(&format!("v = {}", key.default)).ok()?;
+    serde_json::to_value(table.get("v")?).ok()
+}
+
+fn insert(at: &mut Value, names: &[&str], property: Value) {
+    let Some((name, rest)) = names.split_first() else { return };
+    if *name == "*" {
+        if !at["additionalProperties"].is_object() {
+            at["additionalProperties"] = object();
+        }
+        return insert(&mut at["additionalProperties"], rest, property);
+    }
+    let Some(properties) = at.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    if rest.is_empty() {
+        properties.insert((*name).to_owned(), property);
+    } else {
+        insert(child(properties, name), rest, property);
+    }
+}
+
+fn child<'a>(properties: &'a mut Map<String, Value>, name: &str) -> &'a mut Value {
+    properties.entry(name).or_insert_with(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::config::fault::unknown_field;
+
+    /// serde names all fields of a section when it meets one it does not know.
+    fn fields(section: &str) -> BTreeSet<String> {
+        let text =
+            if section.is_empty() { "zzz = 1".to_owned() } else { format!("[{}]\nzzz = 1", section.replace('*', "x")) };
+        let error = toml::from_str::<Config>(&text).expect_err("zzz is not a field");
+        let (_, known) = unknown_field(error.message()).expect("an unknown field");
+        known.into_iter().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_table_and_the_sections_agree() {
+        let mut said: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        for key in KEYS {
+            let (section, name) = key.path.rsplit_once('.').expect("a section");
+            said.entry(section).or_default().insert(name.to_owned());
+        }
+        let top: BTreeSet<String> =
+            said.keys().map(|section| section.split('.').next().unwrap_or_default().to_owned()).collect();
+        assert_eq!(fields(""), top);
+        for (section, names) in said {
+            assert_eq!(fields(section), names, "[{section}]");
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_the_defaults() {
+        let mut text = String::new();
+        for key in KEYS.iter().filter(|key| !key.default.is_empty() && !key.path.contains('*')) {
+            let _ = writeln!(text, "{} = {}", key.path, key.default);
+        }
+        assert_eq!(toml::from_str::<Config>(&text).expect("valid"), Config::default());
+    }
+
+    #[test]
+    fn the_template_is_a_valid_file_commented_or_not() {
+        assert_eq!(toml::from_str::<Config>(&template()).expect("valid"), Config::default());
+        // Lines of prose have no ` = `; a section's or key's line is TOML once its mark is gone.
+        let toml_line = |line: &&str| line.starts_with("# [") || line.contains(" = ") || !line.starts_with('#');
+        let text = template();
+        let text: Vec<&str> = text.lines().filter(toml_line).map(|line| line.trim_start_matches("# ")).collect();
+        let whole: Config = toml::from_str(&text.join("\n")).expect("valid when uncommented");
+        assert_eq!(whole.providers.len(), 1);
+        assert_eq!(whole.listen.transparent.map(|address| address.port()), Some(15001));
+    }
+
+    #[test]
+    fn schema_shape() {
+        let schema = schema();
+        assert_eq!(schema["properties"]["listen"]["properties"]["proxy"]["default"], "127.0.0.1:4141");
+        assert_eq!(schema["properties"]["keys"]["additionalProperties"], false);
+    }
+}

@@ -1,0 +1,208 @@
+//! The configuration: what was said in `sidekey.toml`, the environment and flags, as one value of sections.
+//!
+//! Owns reading, precedence (flags > `SIDEKEY_*` > file > defaults) and where each value came from. The sections of
+//! other modules live beside the code they configure; here stand only the listeners' and the log's.
+
+pub mod env;
+mod fault;
+mod inputs;
+mod keys;
+mod load;
+mod places;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::provider::{ConfigFault, ProviderSection, Registry};
+use crate::proxy::section::ProxySection;
+use crate::storage::StoreSection;
+use crate::virtual_key::{KeysSection, is_prefix};
+
+pub use self::env::Environment;
+pub use self::fault::{Fault, Origin, nearest};
+pub use self::keys::{KEYS, Key, Kind, schema, template};
+pub use self::load::{Effective, Loaded, Overrides, load};
+pub use self::places::{FILE_NAME, NoPlace, Places};
+
+/// Everything that can be said in `sidekey.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Addresses.
+    pub listen: ListenSection,
+    /// What new virtual keys get.
+    pub keys: KeysSection,
+    /// Bounds of the request path.
+    pub limits: ProxySection,
+    /// The log.
+    pub log: LogSection,
+    /// What differs from the built-in providers, and the operator's own.
+    pub providers: BTreeMap<String, ProviderSection>,
+    /// The store.
+    pub store: StoreSection,
+}
+
+/// `[listen]`: the addresses sidekey answers on. A port of 0 takes a free one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenSection {
+    /// Reverse and connect.
+    pub proxy: SocketAddr,
+    /// Reserved for the admin console; the admin API is served on `<data_dir>/admin.sock`.
+    pub admin: SocketAddr,
+    /// `/livez`, `/readyz`, `/healthz`, `/metrics`.
+    pub telemetry: SocketAddr,
+    /// Connections redirected by the kernel; off unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transparent: Option<SocketAddr>,
+}
+
+impl Default for ListenSection {
+    fn default() -> Self {
+        Self { proxy: loopback(4141), admin: loopback(4142), telemetry: loopback(4143), transparent: None }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (std::net::Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// `[log]`: the log on stderr.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSection {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// The least level shown.
+    pub level: LogLevel,
+    /// One line for each request.
+    pub access: bool,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// `pretty` on a terminal, `json` elsewhere.
+    #[default]
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+/// The least level of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "tracing's own levels")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// What is wrong, and the keys that make it so, the one to name first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong {
+    /// The keys.
+    pub keys: Vec<String>,
+    /// What is wrong.
+    pub what: String,
+}
+
+fn wrong(keys: &[&str], what: impl Into<String>) -> Wrong {
+    Wrong { keys: keys.iter().map(|key| (*key).to_owned()).collect(), what: what.into() }
+}
+
+/// The default of `limits.default_provider`.
+const BUILT_IN_DEFAULT: &str = "openai";
+
+impl Config {
+    /// The section of the request path, with what it needs of others.
+    #[must_use]
+    pub fn proxy(&self) -> ProxySection {
+        ProxySection { unknown_keys: self.keys.unknown_keys, ..self.limits.clone() }
+    }
+
+    /// What serde cannot see: values that are wrong together or in themselves, by the keys they stand at.
+    #[must_use]
+    pub fn check(&self) -> Vec<Wrong> {
+        let mut faults = Vec::new();
+        if !is_prefix(&self.keys.prefix) {
+            let text = "a prefix is 1 to 32 letters, digits, `-` and `_`, and does not end in a dash".to_owned();
+            faults.push(wrong(&["keys.prefix"], text));
+        }
+        if self.keys.default_expires_days == 0 {
+            faults.push(wrong(&["keys.default_expires_days"], "a key must live at least 1 day".to_owned()));
+        }
+        if let Some(max) = self.keys.max_expires_days
+            && self.keys.default_expires_days > max
+        {
+            let text = format!("{} is more than keys.max_expires_days = {max}", self.keys.default_expires_days);
+            faults.push(wrong(&["keys.default_expires_days", "keys.max_expires_days"], text));
+        }
+        for (key, limit) in [("keys.default_rpm", self.keys.default_rpm), ("keys.default_tpm", self.keys.default_tpm)] {
+            if limit == Some(0) {
+                faults
+                    .push(wrong(&[key], "a limit of 0 would refuse everything; leave it out for no limit".to_owned()));
+            }
+        }
+        if self.limits.replay_limit > self.limits.max_body {
+            faults.push(wrong(&["limits.replay_limit", "limits.max_body"], "is more than limits.max_body".to_owned()));
+        }
+        if self.store.queue_capacity == 0 {
+            faults.push(wrong(&["store.queue_capacity"], "a queue of 0 would record nothing"));
+        }
+        faults.extend(self.shared_addresses());
+        if let Err(wrongs) = self.registry() {
+            faults.extend(wrongs.into_iter().map(|fault| self.of_provider(fault)));
+        }
+        faults
+    }
+
+    /// The providers in force.
+    ///
+    /// # Errors
+    /// Every fault of their sections.
+    pub fn registry(&self) -> Result<Registry, Vec<ConfigFault>> {
+        // The built-in default may be switched off; only one that was asked for must be there.
+        let default = Some(self.limits.default_provider.as_str()).filter(|said| *said != BUILT_IN_DEFAULT);
+        Registry::build(&self.providers, default)
+    }
+
+    /// A fault of a provider's section; one of a provider without a section is that of the default provider.
+    fn of_provider(&self, fault: ConfigFault) -> Wrong {
+        if !self.providers.contains_key(&fault.provider) {
+            return wrong(&["limits.default_provider"], fault.problem);
+        }
+        let section = format!("providers.{}", fault.provider);
+        let key = if fault.field.is_empty() { section } else { format!("{section}.{}", fault.field) };
+        Wrong { keys: vec![key, format!("providers.{}", fault.provider)], what: fault.problem }
+    }
+
+    /// Two listeners on one address: the second would fail to bind, and its name is what the reader needs.
+    fn shared_addresses(&self) -> Option<Wrong> {
+        let said = [
+            ("listen.proxy", Some(self.listen.proxy)),
+            ("listen.telemetry", Some(self.listen.telemetry)),
+            ("listen.admin", Some(self.listen.admin)),
+            ("listen.transparent", self.listen.transparent),
+        ];
+        let mut seen: BTreeMap<SocketAddr, &'static str> = BTreeMap::new();
+        for (key, address) in said.into_iter().filter_map(|(key, address)| Some((key, address?))) {
+            if address.port() == 0 {
+                continue;
+            }
+            if let Some(other) = seen.insert(address, key) {
+                return Some(wrong(&[key, other], format!("{address} is also {other}")));
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,422 @@
+//! `/api/keys`: virtual keys.
+//!
+//! Owns what may be said of one and its defaults; leaves checking a presented key to `virtual_key`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode, header};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
+
+use crate::clock::parse_rfc3339;
+use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::view::KeyView;
+use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
+use crate::id::{KeyId, is_name};
+use crate::provider::{Endpoint, NoProvider, provider};
+use crate::storage::KeyState;
+use crate::unit::duration;
+use crate::virtual_key::{Limits, Previous, Status, StreamUsage, VirtualKey, generate, is_prefix, parse_id};
+
+const DAY_MS: u64 = 86_400_000;
+
+/// What is said of a key, at its making and at a change: an absent field keeps its value or gets the default, null
+/// takes the value away.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Wish {
+    name: Option<String>,
+    prefix: Option<String>,
+    #[serde(deserialize_with = "said")]
+    user: Option<Option<String>>,
+    #[serde(deserialize_with = "said")]
+    team: Option<Option<String>>,
+    models: Option<Vec<String>>,
+    providers: Option<Vec<String>>,
+    endpoints: Option<Vec<String>>,
+    sources: Option<Vec<IpNet>>,
+    limits: WishedLimits,
+    #[serde(deserialize_with = "said")]
+    expires_days: Option<Option<u32>>,
+    #[serde(deserialize_with = "said")]
+    expires: Option<Option<String>>,
+    #[serde(deserialize_with = "said")]
+    stream_usage: Option<Option<StreamUsage>>,
+    metadata: Option<BTreeMap<String, String>>,
+    ephemeral: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct WishedLimits {
+    #[serde(deserialize_with = "said")]
+    rpm: Option<Option<u64>>,
+    #[serde(deserialize_with = "said")]
+    tpm: Option<Option<u64>>,
+    #[serde(deserialize_with = "said")]
+    max_in_flight: Option<Option<u64>>,
+}
+
+/// Tells null from absent.
+#[expect(clippy::option_option, reason = "absent, null and a value are three things")]
+fn said<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ListQuery {
+    user: Option<String>,
+    team: Option<String>,
+    name: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<KeyId>,
+}
+
+pub(super) async fn list(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<ListQuery>,
+) -> Result<Json<Value>, Problem> {
+    let snapshot = state.store.snapshot();
+    let wanted = |key: &&Arc<KeyState>| {
+        let matches =
+            |said: &Option<String>, value: Option<&str>| said.as_deref().is_none_or(|said| Some(said) == value);
+        matches(&query.user, key.record.user.as_deref())
+            && matches(&query.team, key.record.team.as_deref())
+            && matches(&query.name, Some(&key.record.name))
+    };
+    let mut keys: Vec<&Arc<KeyState>> = snapshot.virtual_keys().filter(wanted).collect();
+    keys.sort_by_key(|key| (key.record.created_ms, key.record.id));
+    let Page { items, next } = page(keys, |key| key.record.id, query.cursor, query.limit)?;
+    let now = state.clock.wall_ms();
+    let views: Vec<KeyView> = items.iter().map(|key| KeyView::new(key, now)).collect();
+    Ok(Json(json!({"keys": views, "next_cursor": next})))
+}
+
+pub(super) async fn create(
+    State(state): State<Arc<ControlState>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let wish: Wish = parse(&headers, &body, Tell::All)?;
+    let now = state.clock.wall_ms();
+    let id = KeyId::random().map_err(|error| Problem::internal(error.to_string()))?;
+    let prefix = wish.prefix.clone().unwrap_or_else(|| state.keys.prefix.clone());
+    if !is_prefix(&prefix) {
+        return Err(Problem::invalid("prefix", "must be 1 to 32 letters, digits, `-` and `_`, not ending in a dash"));
+    }
+    let key = generate(&prefix, id).map_err(|error| Problem::internal(error.to_string()))?;
+    let digest = state.store.snapshot().digest_key().digest(key.expose());
+    let default_days = u64::from(state.keys.default_expires_days);
+    let mut record = VirtualKey {
+        id,
+        name: wish.name.clone().ok_or_else(|| Problem::invalid("name", "is missing"))?,
+        digest,
+        previous: None,
+        prefix,
+        user: None,
+        team: None,
+        status: Status::Active,
+        created_ms: now,
+        expires_ms: Some(now + default_days * DAY_MS),
+        models: Vec::new(),
+        providers: Vec::new(),
+        endpoints: Vec::new(),
+        sources: Vec::new(),
+        limits: Limits { rpm: state.keys.default_rpm, tpm: state.keys.default_tpm, max_in_flight: None },
+        stream_usage: None,
+        ephemeral: wish.ephemeral.unwrap_or(false),
+        metadata: BTreeMap::new(),
+        version: 0,
+    };
+    wish.apply(&state, &mut record, now)?;
+    let made = state.store.create_virtual_key(record).await?;
+    let body = json!({"key": key.expose(), "key_data": KeyView::new(&made, now)});
+    let location = format!("/api/keys/{id}");
+    Ok((StatusCode::CREATED, [(header::LOCATION, location), (header::ETAG, etag(made.record.version))], Json(body))
+        .into_response())
+}
+
+pub(super) async fn show(State(state): State<Arc<ControlState>>, Path(id): Path<String>) -> Result<Response, Problem> {
+    Ok(answer(&state, &*find(&state, &id)?))
+}
+
+pub(super) async fn update(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let wish: Wish = parse(&headers, &body, Tell::All)?;
+    for (field, said) in [("prefix", wish.prefix.is_some()), ("ephemeral", wish.ephemeral.is_some())] {
+        if said {
+            return Err(Problem::invalid(field, "cannot change").fix("make a new key"));
+        }
+    }
+    let now = state.clock.wall_ms();
+    change(&state, &id, &headers, |record| {
+        if let Some(name) = &wish.name {
+            record.name.clone_from(name);
+        }
+        wish.apply(&state, record, now)
+    })
+    .await
+}
+
+pub(super) async fn delete(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let expected = expected_version(&headers)?;
+    let id = find(&state, &id)?.record.id;
+    state.store.delete_virtual_key(id, expected).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Rotation {
+    grace: Option<String>,
+}
+
+pub(super) async fn rotate(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let rotation: Rotation = parse(&headers, &body, Tell::All)?;
+    let grace = rotation.grace.as_deref().map(duration::parse).transpose();
+    let grace = grace.map_err(|error| Problem::invalid("grace", error))?.unwrap_or_default();
+    let before = find(&state, &id)?;
+    if before.record.status == Status::Revoked {
+        return Err(revoked());
+    }
+    let key =
+        generate(&before.record.prefix, before.record.id).map_err(|error| Problem::internal(error.to_string()))?;
+    let now = state.clock.wall_ms();
+    let expected = expected_version(&headers)?.unwrap_or(before.record.version);
+    let mut record = before.record.clone();
+    let until_ms = now.saturating_add(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+    record.previous = (until_ms > now).then_some(Previous { digest: record.digest, until_ms });
+    record.digest = state.store.snapshot().digest_key().digest(key.expose());
+    let made = state.store.update_virtual_key(record, expected).await?;
+    let body = json!({"key": key.expose(), "key_data": KeyView::new(&made, now)});
+    Ok(([(header::ETAG, etag(made.record.version))], Json(body)).into_response())
+}
+
+pub(super) async fn enable(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    set_status(&state, &id, &headers, Status::Active).await
+}
+
+pub(super) async fn disable(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    set_status(&state, &id, &headers, Status::Disabled).await
+}
+
+pub(super) async fn revoke(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    set_status(&state, &id, &headers, Status::Revoked).await
+}
+
+async fn set_status(state: &ControlState, id: &str, headers: &HeaderMap, status: Status) -> Result<Response, Problem> {
+    change(state, id, headers, |record| {
+        // Whoever took a key back relies on its staying so.
+        if record.status == Status::Revoked && status != Status::Revoked {
+            return Err(revoked());
+        }
+        record.status = status;
+        Ok(())
+    })
+    .await
+}
+
+fn revoked() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "revoked", "the key is revoked, for good").fix("make a new key")
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Presented {
+    key: String,
+}
+
+/// Whether a key would be accepted now. The holder of the operator's socket is told the true reason, which a stranger
+/// at the proxy is not.
+pub(super) async fn validate(
+    State(state): State<Arc<ControlState>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
+    let presented: Presented = parse(&headers, &body, Tell::Names)?;
+    let key = crate::secret::Secret::new(presented.key);
+    let snapshot = state.store.snapshot();
+    let now = state.clock.wall_ms();
+    let found = id_of(key.expose()).map(|id| snapshot.virtual_key(id));
+    let (reason, data) = match found {
+        None => (Some("malformed"), None),
+        Some(None) => (Some("unknown"), None),
+        Some(Some(found)) => {
+            let digest = snapshot.digest_key().digest(key.expose());
+            // The source is the app's, not ours: it is not judged here.
+            let record = VirtualKey { sources: Vec::new(), ..found.record.clone() };
+            match record.check(digest, now, None) {
+                Ok(()) => (None, Some(KeyView::new(found, now))),
+                Err(rejection) => (Some(rejection.as_str()), None),
+            }
+        }
+    };
+    Ok(Json(json!({"valid": reason.is_none(), "reason": reason, "key_data": data})))
+}
+
+/// The id in a key of any prefix: a key keeps the prefix it was made with when the configured one changes.
+fn id_of(key: &str) -> Option<KeyId> {
+    let prefix = key.rsplitn(3, '-').nth(2)?;
+    parse_id(prefix, key)
+}
+
+/// The key of this id.
+pub(super) fn find(state: &ControlState, id: &str) -> Result<Arc<KeyState>, Problem> {
+    let id = key_id(id)?;
+    let found = state.store.snapshot().virtual_key(id).cloned();
+    found.ok_or_else(|| Problem::not_found(&format!("virtual key {id}")))
+}
+
+fn answer(state: &ControlState, key: &KeyState) -> Response {
+    let view = KeyView::new(key, state.clock.wall_ms());
+    ([(header::ETAG, etag(key.record.version))], Json(view)).into_response()
+}
+
+/// Reads, changes, writes; a change in between is a 412, whether the caller named a version or not.
+async fn change(
+    state: &ControlState,
+    id: &str,
+    headers: &HeaderMap,
+    edit: impl FnOnce(&mut VirtualKey) -> Result<(), Problem>,
+) -> Result<Response, Problem> {
+    let before = find(state, id)?;
+    let expected = expected_version(headers)?.unwrap_or(before.record.version);
+    let mut record = before.record.clone();
+    edit(&mut record)?;
+    let after = state.store.update_virtual_key(record, expected).await?;
+    Ok(answer(state, &after))
+}
+
+impl Wish {
+    /// Writes what was said into `record`.
+    fn apply(&self, state: &ControlState, record: &mut VirtualKey, now: u64) -> Result<(), Problem> {
+        for (field, name) in [("name", Some(&record.name)), ("user", flat(&self.user)), ("team", flat(&self.team))] {
+            if name.is_some_and(|name| !is_name(name)) {
+                return Err(Problem::invalid(field, "must be 1 to 128 printable characters without spaces around"));
+            }
+        }
+        set(&mut record.user, &self.user);
+        set(&mut record.team, &self.team);
+        set(&mut record.stream_usage, &self.stream_usage);
+        self.apply_lists(state, record)?;
+        for (field, limit, said) in [
+            ("limits.rpm", &mut record.limits.rpm, &self.limits.rpm),
+            ("limits.tpm", &mut record.limits.tpm, &self.limits.tpm),
+            ("limits.max_in_flight", &mut record.limits.max_in_flight, &self.limits.max_in_flight),
+        ] {
+            if *said == Some(Some(0)) {
+                return Err(
+                    Problem::invalid(field, "0 would refuse everything").fix("disable the key, or leave the limit out")
+                );
+            }
+            set(limit, said);
+        }
+        if let Some(metadata) = &self.metadata {
+            record.metadata.clone_from(metadata);
+        }
+        self.apply_expiry(state, record, now)
+    }
+
+    fn apply_lists(&self, state: &ControlState, record: &mut VirtualKey) -> Result<(), Problem> {
+        if let Some(models) = &self.models {
+            if models.iter().any(|glob| glob.trim().is_empty()) {
+                return Err(Problem::invalid("models", "an empty glob matches nothing").fix("leave it out"));
+            }
+            record.models = models.iter().map(|glob| glob.trim().to_owned()).collect();
+        }
+        if let Some(providers) = &self.providers {
+            let known = providers.iter().map(|name| provider_id(state, name));
+            record.providers = known.collect::<Result<_, _>>()?;
+        }
+        if let Some(endpoints) = &self.endpoints {
+            for name in endpoints {
+                name.parse::<Endpoint>().map_err(|error| Problem::invalid("endpoints", error.to_string()))?;
+            }
+            record.endpoints.clone_from(endpoints);
+        }
+        if let Some(sources) = &self.sources {
+            record.sources.clone_from(sources);
+        }
+        Ok(())
+    }
+
+    fn apply_expiry(&self, state: &ControlState, record: &mut VirtualKey, now: u64) -> Result<(), Problem> {
+        let field = if self.expires.is_some() { "expires" } else { "expires_days" };
+        match (&self.expires_days, &self.expires) {
+            (Some(_), Some(_)) => {
+                return Err(Problem::invalid("expires", "expires_days says it too").fix("send one of them"));
+            }
+            (Some(days), None) => record.expires_ms = days.map(|days| now + u64::from(days) * DAY_MS),
+            (None, Some(time)) => {
+                let time = time.as_deref().map(parse_rfc3339).transpose();
+                record.expires_ms = time.map_err(|error| Problem::invalid(field, error))?;
+            }
+            (None, None) if record.created_ms != now => return Ok(()),
+            (None, None) => {}
+        }
+        if record.expires_ms.is_some_and(|at| at <= now) {
+            return Err(Problem::invalid(field, "lies not in the future").fix("revoke or disable the key instead"));
+        }
+        let Some(max) = state.keys.max_expires_days else { return Ok(()) };
+        let latest = now + u64::from(max) * DAY_MS;
+        if record.expires_ms.is_none_or(|at| at > latest) {
+            return Err(Problem::invalid(field, format!("a key may live {max} days at most (keys.max_expires_days)")));
+        }
+        Ok(())
+    }
+}
+
+/// A provider by id or alias, as its id; one that is switched off, or still lacks its base URL, may be named ahead.
+fn provider_id(state: &ControlState, name: &str) -> Result<String, Problem> {
+    match state.registry.lookup(name) {
+        Ok(upstream) => Ok(upstream.id.to_string()),
+        Err(NoProvider::Disabled(id)) => Ok(id),
+        Err(NoProvider::NeedsBaseUrl { id, .. }) => Ok(id.to_owned()),
+        Err(error @ NoProvider::Unknown { .. }) => match provider(name) {
+            Some(row) => Ok(row.id.to_owned()),
+            None => Err(Problem::invalid("providers", error.to_string())),
+        },
+    }
+}
+
+fn set<T: Clone>(field: &mut Option<T>, said: &Option<Option<T>>) {
+    if let Some(value) = said {
+        field.clone_from(value);
+    }
+}
+
+fn flat<T>(said: &Option<Option<T>>) -> Option<&T> {
+    said.as_ref().and_then(Option::as_ref)
+}

@@ -1,0 +1,352 @@
+//! `/api/provider-keys`: the real keys. They go in and are never seen again.
+//!
+//! Owns adding, changing and testing; leaves sealing to `storage` and the call of a test to the [`super::KeyTester`].
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::view::ProviderKeyView;
+use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
+use crate::id::{KeyId, Owner, is_name};
+use crate::provider_key::{Origin, ProviderKey, Status};
+use crate::secret::Secret;
+use crate::storage::{ProviderKeyState, StoreError};
+
+/// What a provider said to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It takes the key.
+    Accepted,
+    /// It refuses the key.
+    Rejected,
+    /// It did not answer, or not about the key.
+    Unreachable,
+    /// There is nothing that can be asked without spending, or the key is not at hand.
+    Untestable,
+}
+
+/// How a test went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TestResult {
+    /// What was learned.
+    pub verdict: Verdict,
+    /// The provider's status, when it answered.
+    pub status: Option<u16>,
+    /// For people; nothing of the provider's text, which can echo the key.
+    pub detail: String,
+    /// From asking to the answer, milliseconds.
+    pub latency_ms: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ListQuery {
+    provider: Option<String>,
+    owner: Option<Owner>,
+    name: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<KeyId>,
+}
+
+pub(super) async fn list(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<ListQuery>,
+) -> Result<Json<Value>, Problem> {
+    let snapshot = state.store.snapshot();
+    let wanted = |key: &&Arc<ProviderKeyState>| {
+        query.provider.as_ref().is_none_or(|provider| *provider == key.record.provider)
+            && query.owner.as_ref().is_none_or(|owner| *owner == key.record.owner)
+            && query.name.as_ref().is_none_or(|name| *name == key.record.name)
+    };
+    let mut keys: Vec<&Arc<ProviderKeyState>> = snapshot.all_provider_keys().filter(wanted).collect();
+    keys.sort_by_key(|key| (key.environment, key.record.created_ms, key.record.id));
+    let Page { items, next } = page(keys, |key| key.record.id, query.cursor, query.limit)?;
+    let now = state.clock.wall_ms();
+    let views: Vec<ProviderKeyView> = items.iter().map(|key| ProviderKeyView::new(key, now)).collect();
+    Ok(Json(json!({"provider_keys": views, "next_cursor": next})))
+}
+
+/// Where a secret comes from: itself, or a reference to it.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Source {
+    secret: Option<String>,
+    reference: Option<String>,
+}
+
+impl Source {
+    fn resolve(self) -> Result<(Origin, Option<Secret>), Problem> {
+        let secret = self.secret.map(Secret::new);
+        match (secret, self.reference) {
+            (Some(secret), None) => {
+                let text = secret.expose();
+                if text.is_empty() || text.trim() != text || text.chars().any(|c| c.is_control() || !c.is_ascii()) {
+                    return Err(Problem::invalid("secret", "must be one line of ASCII without spaces around"));
+                }
+                Ok((Origin::Sealed, Some(secret)))
+            }
+            (None, Some(reference)) => {
+                let origin = Origin::parse_reference(&reference);
+                // What was sent may be the key itself: it is not repeated.
+                let origin = origin
+                    .ok_or_else(|| Problem::invalid("reference", "must be env:NAME, file:/path or exec:command"))?;
+                Ok((origin, None))
+            }
+            _ => Err(Problem::invalid("secret", "send either secret or reference")),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Addition {
+    provider: String,
+    name: String,
+    #[serde(default)]
+    owner: Option<Owner>,
+    #[serde(default)]
+    models: Vec<String>,
+    #[serde(default)]
+    priority: u32,
+    #[serde(default)]
+    secret: Option<String>,
+    #[serde(default)]
+    reference: Option<String>,
+}
+
+pub(super) async fn add(
+    State(state): State<Arc<ControlState>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let addition: Addition = parse(&headers, &body, Tell::Names)?;
+    let source = Source { secret: addition.secret, reference: addition.reference };
+    let (origin, secret) = source.resolve()?;
+    let upstream = state.registry.lookup(&addition.provider);
+    let upstream = upstream.map_err(|error| Problem::invalid("provider", error.to_string()))?;
+    let now = state.clock.wall_ms();
+    let record = ProviderKey {
+        id: KeyId::random().map_err(|error| Problem::internal(error.to_string()))?,
+        provider: upstream.id.to_string(),
+        name: addition.name,
+        owner: addition.owner.unwrap_or(Owner::System),
+        status: Status::Active,
+        origin,
+        masked: secret.as_ref().map(Secret::masked).unwrap_or_default(),
+        bound_to: upstream.origin().to_owned(),
+        models: addition.models,
+        priority: addition.priority,
+        created_ms: now,
+        last_error: None,
+        version: 0,
+    };
+    check_name(&state, &record)?;
+    let made = state.store.create_provider_key(record, secret).await?;
+    let location = format!("/api/provider-keys/{}", made.record.id);
+    Ok((
+        StatusCode::CREATED,
+        [(header::LOCATION, location), (header::ETAG, etag(made.record.version))],
+        Json(ProviderKeyView::new(&made, now)),
+    )
+        .into_response())
+}
+
+/// A name is how people point at a key, so one provider has it once.
+fn check_name(state: &ControlState, record: &ProviderKey) -> Result<(), Problem> {
+    if !is_name(&record.name) {
+        return Err(Problem::invalid("name", "must be 1 to 128 printable characters without spaces around"));
+    }
+    let snapshot = state.store.snapshot();
+    let twin = |key: &Arc<ProviderKeyState>| key.record.id != record.id && key.record.name == record.name;
+    if snapshot.provider_keys(&record.provider).iter().any(twin) {
+        let detail = format!("{} has a key of that name", record.provider);
+        return Err(Problem::new(StatusCode::CONFLICT, "exists", detail)
+            .field("name")
+            .fix("choose another name, or rotate that key"));
+    }
+    Ok(())
+}
+
+pub(super) async fn show(State(state): State<Arc<ControlState>>, Path(id): Path<String>) -> Result<Response, Problem> {
+    Ok(answer(&state, &*find(&state, &id)?))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Change {
+    name: Option<String>,
+    owner: Option<Owner>,
+    models: Option<Vec<String>>,
+    priority: Option<u32>,
+}
+
+pub(super) async fn update(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let wish: Change = parse(&headers, &body, Tell::Names)?;
+    let mut record = stored(&state, &id)?.record.clone();
+    record.name = wish.name.unwrap_or(record.name);
+    record.owner = wish.owner.unwrap_or(record.owner);
+    record.models = wish.models.unwrap_or(record.models);
+    record.priority = wish.priority.unwrap_or(record.priority);
+    check_name(&state, &record)?;
+    write(&state, &headers, record, None).await
+}
+
+/// A new secret in place of the old one. It is bound to the provider's present host: whoever enters it means that.
+pub(super) async fn rotate(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let source: Source = parse(&headers, &body, Tell::Names)?;
+    let (origin, secret) = source.resolve()?;
+    let mut record = stored(&state, &id)?.record.clone();
+    let upstream = state.registry.lookup(&record.provider);
+    let upstream = upstream.map_err(|error| Problem::invalid("provider", error.to_string()))?;
+    record.bound_to = upstream.origin().to_owned();
+    record.masked = secret.as_ref().map(Secret::masked).unwrap_or_default();
+    record.origin = origin;
+    if record.status == Status::Error {
+        record.status = Status::Active;
+    }
+    record.last_error = None;
+    write(&state, &headers, record, secret).await
+}
+
+pub(super) async fn enable(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    set_status(&state, &id, &headers, Status::Active).await
+}
+
+pub(super) async fn disable(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    set_status(&state, &id, &headers, Status::Disabled).await
+}
+
+async fn set_status(state: &ControlState, id: &str, headers: &HeaderMap, status: Status) -> Result<Response, Problem> {
+    let key = stored(state, id)?;
+    let record = ProviderKey { status, last_error: None, ..key.record.clone() };
+    let answer = write(state, headers, record, None).await?;
+    if status == Status::Active {
+        key.stats.cooling_until_ms.store(0, std::sync::atomic::Ordering::Relaxed);
+        key.stats.failures.store(0, std::sync::atomic::Ordering::Relaxed);
+    }
+    Ok(answer)
+}
+
+pub(super) async fn delete(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let expected = expected_version(&headers)?;
+    let id = stored(&state, &id)?.record.id;
+    state.store.delete_provider_key(id, expected).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Asks the provider, and writes down what it means: a refused key goes to `error`, an accepted one comes back from it.
+pub(super) async fn test(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let key = find(&state, &id)?;
+    let id = key.record.id;
+    let result = (state.tester)(id).await;
+    let after = if key.environment { None } else { status_after(key.record.status, result.verdict) };
+    if let Some(status) = after {
+        let last_error = (status == Status::Error).then(|| result.detail.clone());
+        let record = ProviderKey { status, last_error, ..key.record.clone() };
+        match state.store.update_provider_key(record, key.record.version, None).await {
+            // Whoever changed it meanwhile knows better than a test of what it was.
+            Ok(_) | Err(StoreError::Conflict { .. } | StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let key = find(&state, &id.to_string())?;
+    Ok(Json(json!({"test": result, "key": ProviderKeyView::new(&key, state.clock.wall_ms())})))
+}
+
+/// A key switched off by hand stays off, whatever the provider says.
+fn status_after(before: Status, verdict: Verdict) -> Option<Status> {
+    match (before, verdict) {
+        (Status::Error, Verdict::Accepted) => Some(Status::Active),
+        (Status::Active | Status::Error, Verdict::Rejected) => Some(Status::Error),
+        _ => None,
+    }
+}
+
+/// The key of this id, also one of the environment.
+pub(super) fn find(state: &ControlState, id: &str) -> Result<Arc<ProviderKeyState>, Problem> {
+    let id = key_id(id)?;
+    let found = state.store.snapshot().provider_key(id).cloned();
+    found.ok_or_else(|| Problem::not_found(&format!("provider key {id}")))
+}
+
+/// The key of this id, when it is in the store.
+fn stored(state: &ControlState, id: &str) -> Result<Arc<ProviderKeyState>, Problem> {
+    let key = find(state, id)?;
+    if key.environment {
+        let detail = format!("this key comes from the variable {}", key.record.name);
+        return Err(
+            Problem::new(StatusCode::CONFLICT, "environment", detail).fix("change or unset that variable and restart")
+        );
+    }
+    Ok(key)
+}
+
+fn answer(state: &ControlState, key: &ProviderKeyState) -> Response {
+    let view = ProviderKeyView::new(key, state.clock.wall_ms());
+    ([(header::ETAG, etag(key.record.version))], Json(view)).into_response()
+}
+
+async fn write(
+    state: &ControlState,
+    headers: &HeaderMap,
+    record: ProviderKey,
+    secret: Option<Secret>,
+) -> Result<Response, Problem> {
+    let expected = expected_version(headers)?.unwrap_or(record.version);
+    let after = state.store.update_provider_key(record, expected, secret).await?;
+    Ok(answer(state, &after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_test_means() {
+        for (before, verdict, want) in [
+            (Status::Active, Verdict::Accepted, None),
+            (Status::Active, Verdict::Rejected, Some(Status::Error)),
+            (Status::Active, Verdict::Unreachable, None),
+            (Status::Error, Verdict::Accepted, Some(Status::Active)),
+            (Status::Error, Verdict::Untestable, None),
+            (Status::Disabled, Verdict::Accepted, None),
+            (Status::Disabled, Verdict::Rejected, None),
+        ] {
+            assert_eq!(status_after(before, verdict), want, "{before:?} {verdict:?}");
+        }
+    }
+}

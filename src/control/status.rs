@@ -1,0 +1,117 @@
+//! `/api/status`, `/api/providers`, `/api/backup`: the installation as a whole.
+//!
+//! Owns what is told of the process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::clock::rfc3339;
+use crate::control::ControlState;
+use crate::control::problem::{Problem, Tell, parse};
+use crate::control::view::ProviderView;
+use crate::provider_key;
+
+/// What does not change while the process lives.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Wall time of the start, milliseconds.
+    pub started_ms: u64,
+    /// The configuration file.
+    pub config_file: PathBuf,
+    /// The addresses in fact bound; `None` when no daemon runs.
+    pub listening: Option<Listening>,
+}
+
+/// The addresses in fact bound: a port of 0 has become a real one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listening {
+    /// Reverse and connect.
+    pub proxy: SocketAddr,
+    /// Probes and metrics.
+    pub telemetry: Option<SocketAddr>,
+    /// Redirected connections.
+    pub transparent: Option<SocketAddr>,
+    /// The admin socket.
+    pub admin: Option<PathBuf>,
+}
+
+pub(super) async fn status(State(state): State<Arc<ControlState>>) -> Json<Value> {
+    let (snapshot, now, facts) = (state.store.snapshot(), state.clock.wall_ms(), &state.facts);
+    let active = snapshot.virtual_keys().filter(|key| key.record.status_word(now) == "active").count();
+    let usable =
+        |status: provider_key::Status| snapshot.all_provider_keys().filter(|key| key.record.status == status).count();
+    let failures = if facts.listening.is_some() { state.readiness.failures() } else { Vec::new() };
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "started": rfc3339(facts.started_ms),
+        "uptime_s": now.saturating_sub(facts.started_ms) / 1000,
+        "ready": facts.listening.is_some() && failures.is_empty(),
+        "failing": failures,
+        "draining": state.readiness.is_draining(),
+        "listen": facts.listening,
+        "data_dir": state.store.dir(),
+        "config_file": facts.config_file,
+        "master_key": state.store.master_key_source().to_string(),
+        "store": state.store.health(),
+        "keys": {"total": snapshot.virtual_keys().len(), "active": active},
+        "provider_keys": {
+            "total": snapshot.all_provider_keys().count(),
+            "active": usable(provider_key::Status::Active),
+            "disabled": usable(provider_key::Status::Disabled),
+            "error": usable(provider_key::Status::Error),
+        },
+    }))
+}
+
+pub(super) async fn providers(State(state): State<Arc<ControlState>>) -> Json<Value> {
+    let snapshot = state.store.snapshot();
+    let view = |upstream: &Arc<_>| ProviderView::new(upstream, snapshot.provider_keys(&upstream.id));
+    let views: Vec<ProviderView> = state.registry.iter().map(view).collect();
+    Json(json!({"providers": views}))
+}
+
+pub(super) async fn provider(
+    State(state): State<Arc<ControlState>>,
+    Path(name): Path<String>,
+) -> Result<Json<ProviderView>, Problem> {
+    let row = crate::provider::provider(&name);
+    let id = row.map_or(name.as_str(), |row| row.id);
+    let Some(upstream) = state.registry.iter().find(|upstream| &*upstream.id == id) else {
+        let why = state.registry.lookup(&name).err().map_or_else(String::new, |error| error.to_string());
+        return Err(Problem::new(StatusCode::NOT_FOUND, "not_found", why));
+    };
+    Ok(Json(ProviderView::new(upstream, state.store.snapshot().provider_keys(&upstream.id))))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BackupWish {
+    path: PathBuf,
+}
+
+/// Writes a backup on this machine: the file is the operator's, as the socket is.
+pub(super) async fn backup(
+    State(state): State<Arc<ControlState>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
+    let wish: BackupWish = parse(&headers, &body, Tell::All)?;
+    if !wish.path.is_absolute() {
+        return Err(Problem::invalid("path", "must be absolute"));
+    }
+    if wish.path.exists() {
+        return Err(Problem::new(StatusCode::CONFLICT, "exists", format!("{} is there already", wish.path.display()))
+            .field("path"));
+    }
+    state.store.backup(wish.path.clone()).await?;
+    Ok(Json(json!({"path": wish.path, "generation": state.store.snapshot().generation()})))
+}

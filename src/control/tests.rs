@@ -1,0 +1,384 @@
+//! The admin API as a client sees it, over a store of its own.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use axum::body::Body;
+use http::{Method, Request};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::*;
+use crate::entry::{Entry, Outcome};
+use crate::id::{KeySource, RequestId};
+use crate::metrics::Metrics;
+use crate::secret::Secret;
+use crate::storage::{MasterKeyInputs, StoreOptions, StoreSection};
+use crate::unit::{TokensSource, Usage};
+
+const NOW: u64 = 1_700_000_000_000;
+const REAL: &str = "sk-proj-very-real-0123456789abcd";
+
+struct Api {
+    router: Router,
+    store: Store,
+    clock: Clock,
+    verdict: Arc<Mutex<Verdict>>,
+    _directory: tempfile::TempDir,
+}
+
+struct Answer {
+    status: u16,
+    etag: Option<String>,
+    body: Value,
+    text: String,
+}
+
+impl Api {
+    fn new(keys: KeysSection) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(NOW);
+        let store = Store::open(StoreOptions {
+            dir: directory.path().join("data"),
+            create: true,
+            master: MasterKeyInputs::default(),
+            environment_keys: vec![crate::storage::EnvironmentKey {
+                provider: "mistral".to_owned(),
+                variable: "MISTRAL_API_KEY".to_owned(),
+                secret: Secret::new("mistral-environment-0123456789".to_owned()),
+            }],
+            section: StoreSection::default(),
+            clock: clock.clone(),
+            metrics: Metrics::default(),
+        })
+        .unwrap();
+        let verdict = Arc::new(Mutex::new(Verdict::Accepted));
+        let said = Arc::clone(&verdict);
+        let tester: KeyTester = Arc::new(move |_| {
+            let verdict = *said.lock().unwrap();
+            Box::pin(
+                async move { TestResult { verdict, status: Some(200), detail: "said so".to_owned(), latency_ms: 1 } },
+            )
+        });
+        let router = router(ControlState {
+            store: store.clone(),
+            registry: Arc::new(Registry::build(&BTreeMap::new(), None).unwrap()),
+            clock: clock.clone(),
+            keys,
+            facts: Facts { started_ms: NOW, ..Facts::default() },
+            readiness: Readiness::default(),
+            tester,
+        });
+        Self { router, store, clock, verdict, _directory: directory }
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<Value>, etag: Option<&str>) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(etag) = etag {
+            request = request.header("if-match", etag);
+        }
+        if body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let bytes = body.map(|body| serde_json::to_vec(&body).unwrap()).unwrap_or_default();
+        let response = self.router.clone().oneshot(request.body(Body::from(bytes)).unwrap()).await.unwrap();
+        let status = response.status().as_u16();
+        let etag = response.headers().get("etag").map(|value| value.to_str().unwrap().to_owned());
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        assert!(!text.contains(REAL), "{path} shows a provider key");
+        Answer { status, etag, body: serde_json::from_str(&text).unwrap_or_default(), text }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.ask(Method::GET, path, None, None).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Answer {
+        self.ask(Method::POST, path, Some(body), None).await
+    }
+
+    async fn patch(&self, path: &str, body: Value, etag: Option<&str>) -> Answer {
+        self.ask(Method::PATCH, path, Some(body), etag).await
+    }
+}
+
+fn id_of(value: &Value) -> String {
+    value["id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_key_is_made_shown_changed_and_removed() {
+    let api = Api::new(KeysSection { default_tpm: Some(1000), ..KeysSection::default() });
+    let made = api
+        .post(
+            "/api/keys",
+            json!({"name": "app", "user": "alice", "models": ["gpt-4o*", "claude-*"], "limits": {"rpm": 60}}),
+        )
+        .await;
+    assert_eq!((made.status, made.etag.as_deref()), (201, Some("\"1\"")));
+    let id = id_of(&made.body["key_data"]);
+    let key = made.body["key"].as_str().unwrap().to_owned();
+    assert!(key.starts_with(&format!("sk-side-{id}-")));
+    let want = json!({
+        "id": id, "name": "app", "status": "active", "prefix": "sk-side", "user": "alice", "team": null,
+        "created": "2023-11-14T22:13:20.000Z", "expires": "2024-11-13T22:13:20.000Z",
+        "models": ["gpt-4o*", "claude-*"], "providers": [], "endpoints": [], "sources": [],
+        "limits": {"rpm": 60, "tpm": 1000, "max_in_flight": null},
+        "stream_usage": null, "ephemeral": false, "metadata": {}, "rotation_grace_until": null,
+        "last_used": null, "total_requests": 0, "total_tokens": 0, "spent": "0", "version": 1,
+    });
+    assert_eq!(made.body["key_data"], want);
+
+    let path = format!("/api/keys/{id}");
+    let shown = api.get(&path).await;
+    assert_eq!(shown.body, want);
+    assert!(!shown.text.contains(&key));
+
+    let changed =
+        api.patch(&path, json!({"limits": {"tpm": null}, "team": "t1", "expires_days": null}), Some("\"1\"")).await;
+    assert_eq!((changed.status, changed.etag.as_deref()), (200, Some("\"2\"")));
+    assert_eq!(changed.body["limits"], json!({"rpm": 60, "tpm": null, "max_in_flight": null}));
+    assert_eq!((&changed.body["team"], &changed.body["expires"]), (&json!("t1"), &Value::Null));
+
+    let stale = api.patch(&path, json!({"team": null}), Some("\"1\"")).await;
+    assert_eq!((stale.status, &stale.body["code"]), (412, &json!("conflict")));
+
+    assert_eq!(api.ask(Method::DELETE, &path, None, None).await.status, 204);
+    assert_eq!(api.get(&path).await.status, 404);
+}
+
+#[tokio::test]
+async fn what_a_key_may_not_be() {
+    let api = Api::new(KeysSection { max_expires_days: Some(400), ..KeysSection::default() });
+    for (body, field) in [
+        (json!({}), "name"),
+        (json!({"name": ""}), "name"),
+        (json!({"name": "a", "user": " x"}), "user"),
+        (json!({"name": "a", "prefix": "has space"}), "prefix"),
+        (json!({"name": "a", "providers": ["opneai"]}), "providers"),
+        (json!({"name": "a", "endpoints": ["chats"]}), "endpoints"),
+        (json!({"name": "a", "models": [""]}), "models"),
+        (json!({"name": "a", "limits": {"rpm": 0}}), "limits.rpm"),
+        (json!({"name": "a", "expires_days": 401}), "expires_days"),
+        (json!({"name": "a", "expires_days": null}), "expires_days"),
+        (json!({"name": "a", "expires_days": 0}), "expires_days"),
+        (json!({"name": "a", "expires": "2020-01-01T00:00:00Z"}), "expires"),
+        (json!({"name": "a", "expires": "soon"}), "expires"),
+    ] {
+        let refused = api.post("/api/keys", body.clone()).await;
+        assert_eq!((refused.status, refused.body["field"].as_str()), (422, Some(field)), "{body} {}", refused.text);
+    }
+    let unknown = api.post("/api/keys", json!({"name": "a", "budget": 5})).await;
+    assert_eq!((unknown.status, unknown.body["field"].as_str()), (400, Some("budget")));
+    assert_eq!(api.get("/api/keys").await.body["keys"], json!([]));
+    let aliased = api.post("/api/keys", json!({"name": "a", "providers": ["google", "azure", "openai"]})).await;
+    assert_eq!(aliased.body["key_data"]["providers"], json!(["gemini", "azure-openai", "openai"]));
+}
+
+#[tokio::test]
+async fn status_and_rotation_decide_what_validates() {
+    let api = Api::new(KeysSection::default());
+    let made = api.post("/api/keys", json!({"name": "app", "sources": ["10.0.0.0/8"]})).await;
+    let (id, first) = (id_of(&made.body["key_data"]), made.body["key"].clone());
+    let validate = async |key: &Value| api.post("/api/keys/validate", json!({"key": key})).await.body["reason"].clone();
+    assert_eq!(validate(&first).await, Value::Null);
+
+    let rotated = api.post(&format!("/api/keys/{id}/rotate"), json!({"grace": "1h"})).await;
+    let second = rotated.body["key"].clone();
+    assert_ne!(first, second);
+    assert_eq!(rotated.body["key_data"]["rotation_grace_until"], "2023-11-14T23:13:20.000Z");
+    assert_eq!((validate(&first).await, validate(&second).await), (Value::Null, Value::Null));
+    api.clock.advance_ms(3_600_000);
+    assert_eq!((validate(&first).await, validate(&second).await), (json!("wrong_secret"), Value::Null));
+
+    for (verb, reason, status) in [
+        ("disable", json!("disabled"), 200),
+        ("enable", Value::Null, 200),
+        ("revoke", json!("revoked"), 200),
+        ("enable", json!("revoked"), 409),
+    ] {
+        assert_eq!(api.post(&format!("/api/keys/{id}/{verb}"), json!({})).await.status, status, "{verb}");
+        assert_eq!(validate(&second).await, reason, "{verb}");
+    }
+    assert_eq!(api.post(&format!("/api/keys/{id}/rotate"), json!({})).await.status, 409);
+    assert_eq!(validate(&json!("nonsense")).await, json!("malformed"));
+    let unknown = second.as_str().unwrap().replace(&id, "0123456789abcdef");
+    assert_eq!(validate(&json!(unknown)).await, json!("unknown"));
+}
+
+#[tokio::test]
+async fn lists_come_in_pages() {
+    let api = Api::new(KeysSection::default());
+    for n in 0..5 {
+        api.clock.advance_ms(1);
+        api.post("/api/keys", json!({"name": format!("k{n}"), "user": if n % 2 == 0 { "even" } else { "odd" }})).await;
+    }
+    let (mut names, mut path) = (Vec::new(), "/api/keys?limit=2".to_owned());
+    loop {
+        let page = api.get(&path).await.body;
+        names.extend(page["keys"].as_array().unwrap().iter().map(|key| key["name"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        path = format!("/api/keys?limit=2&cursor={next}");
+    }
+    assert_eq!(names, ["k0", "k1", "k2", "k3", "k4"]);
+    assert_eq!(api.get("/api/keys?user=odd").await.body["keys"].as_array().unwrap().len(), 2);
+    assert_eq!(api.get("/api/keys?cursor=0123456789abcdef").await.status, 422);
+    let asked = api.get("/api/keys?colour=red").await;
+    assert_eq!((asked.status, &asked.body["code"]), (400, &json!("bad_request")));
+    assert_eq!(api.ask(Method::PUT, "/api/keys", None, None).await.body["code"], "method_not_allowed");
+}
+
+#[tokio::test]
+async fn provider_keys_go_in_and_stay_in() {
+    let api = Api::new(KeysSection::default());
+    let made = api
+        .post(
+            "/api/provider-keys",
+            json!({"provider": "openai", "name": "main", "owner": "user:alice", "secret": REAL}),
+        )
+        .await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    assert_eq!(made.body["masked"], "sk-…abcd");
+    assert_eq!((&made.body["origin"], &made.body["resolved"]), (&json!("sealed"), &json!(true)));
+    assert_eq!(made.body["bound_to"], "https://api.openai.com:443");
+    let path = format!("/api/provider-keys/{}", id_of(&made.body));
+
+    for (body, status, field) in [
+        (json!({"provider": "opneai", "name": "x", "secret": REAL}), 422, Some("provider")),
+        (json!({"provider": "openai", "name": "main", "secret": REAL}), 409, Some("name")),
+        (json!({"provider": "openai", "name": "x"}), 422, Some("secret")),
+        (json!({"provider": "openai", "name": "x", "reference": REAL}), 422, Some("reference")),
+        (json!({"provider": "openai", "name": "x", "secret": [REAL]}), 400, None),
+        (json!({"provider": "openai", "name": "x", "owner": REAL, "secret": "y"}), 400, None),
+        (json!({"provider": "openai", "name": "x", "secret": format!("{REAL}\nmore")}), 422, Some("secret")),
+    ] {
+        let refused = api.post("/api/provider-keys", body).await;
+        assert_eq!((refused.status, refused.body["field"].as_str()), (status, field), "{}", refused.text);
+    }
+
+    for (verdict, status, error) in [
+        (Verdict::Rejected, "error", json!("said so")),
+        (Verdict::Unreachable, "error", json!("said so")),
+        (Verdict::Accepted, "active", Value::Null),
+    ] {
+        *api.verdict.lock().unwrap() = verdict;
+        let tested = api.post(&format!("{path}/test"), json!({})).await.body;
+        assert_eq!((&tested["key"]["status"], &tested["key"]["last_error"]), (&json!(status), &error), "{verdict:?}");
+    }
+
+    let changed = api.patch(&path, json!({"priority": 3, "owner": "system"}), None).await.body;
+    assert_eq!(
+        (&changed["priority"], &changed["owner"], &changed["masked"]),
+        (&json!(3), &json!("system"), &json!("sk-…abcd"))
+    );
+    let rotated = api.post(&format!("{path}/rotate"), json!({"secret": "sk-proj-another-0123456789wxyz"})).await.body;
+    assert_eq!(rotated["masked"], "sk-…wxyz");
+    let referred = api.post(&format!("{path}/rotate"), json!({"reference": "env:THE_KEY"})).await.body;
+    assert_eq!((&referred["origin"], &referred["masked"]), (&json!("env:THE_KEY"), &json!("")));
+    assert_eq!(api.ask(Method::DELETE, &path, None, None).await.status, 204);
+}
+
+#[tokio::test]
+async fn keys_of_the_environment_are_shown_and_not_changed() {
+    let api = Api::new(KeysSection::default());
+    let listed = api.get("/api/provider-keys?provider=mistral").await.body;
+    let key = &listed["provider_keys"][0];
+    assert_eq!((&key["name"], &key["environment"]), (&json!("MISTRAL_API_KEY"), &json!(true)));
+    let path = format!("/api/provider-keys/{}", id_of(key));
+    assert_eq!(api.patch(&path, json!({"priority": 1}), None).await.status, 409);
+    assert_eq!(api.ask(Method::DELETE, &path, None, None).await.status, 409);
+    assert_eq!(api.post(&format!("{path}/test"), json!({})).await.status, 200);
+}
+
+fn entry(virtual_key: KeyId, source: KeySource, model: &str) -> Entry {
+    Entry {
+        request_id: RequestId::new(NOW),
+        time_ms: NOW,
+        virtual_key: Some(virtual_key),
+        user: Some("alice".into()),
+        team: None,
+        group: Some("job 1".into()),
+        provider: "openai".into(),
+        provider_key: None,
+        key_source: Some(source),
+        dialect: "openai".into(),
+        endpoint: "chat".into(),
+        model_requested: Some(model.into()),
+        model_reported: None,
+        stream: false,
+        tokens: Usage { input: Some(10), output: Some(5), total: Some(15), ..Usage::default() },
+        tokens_source: TokensSource::Reported,
+        cost_nano_usd: None,
+        status: 200,
+        outcome: Outcome::Ok,
+        error_code: None,
+        latency_us: 1500,
+        ttfb_us: 1000,
+        overhead_ns: 2000,
+        attempts: 1,
+        upstream_request_id: None,
+    }
+}
+
+#[tokio::test]
+async fn usage_ledger_and_groups() {
+    let api = Api::new(KeysSection::default());
+    let made = api.post("/api/keys", json!({"name": "app"})).await.body;
+    let id = id_of(&made["key_data"]);
+    let key: KeyId = id.parse().unwrap();
+    for (source, model) in [(KeySource::User, "a"), (KeySource::System, "b"), (KeySource::System, "b")] {
+        api.store.ledger().record(entry(key, source, model)).unwrap();
+    }
+
+    let report = api.get("/api/usage?days=30&by=model").await.body;
+    assert_eq!(
+        (&report["from"], &report["to"]),
+        (&json!("2023-10-15T22:13:20.000Z"), &json!("2023-11-14T22:13:20.001Z"))
+    );
+    assert_eq!(report["totals"]["requests"], 3);
+    let tokens =
+        json!({"input": 20, "cached_input": null, "cache_write": null, "output": 10, "reasoning": null, "total": 30});
+    let group = &report["groups"][0];
+    assert_eq!(
+        (&group["model"], &group["requests"], &group["tokens"], &group["cost_usd"]),
+        (&json!("b"), &json!(2), &tokens, &Value::Null)
+    );
+    assert_eq!(api.get("/api/usage?by=colour").await.body["field"], "by");
+    assert_eq!(api.get(&format!("/api/keys/{id}/usage?days=1")).await.body["groups"][0]["day"], "2023-11-14");
+
+    let first = api.get(&format!("/api/ledger?key={id}&limit=2")).await.body;
+    assert_eq!(first["entries"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        (&first["entries"][0]["model_requested"], &first["entries"][0]["latency_ms"]),
+        (&json!("b"), &json!(1.5))
+    );
+    let rest = api.get(&format!("/api/ledger?limit=2&cursor={}", first["next_cursor"].as_str().unwrap())).await.body;
+    assert_eq!((rest["entries"].as_array().unwrap().len(), &rest["entries"][0]["model_requested"]), (1, &json!("a")));
+
+    let group = api.get("/api/usage/groups/job%201").await.body;
+    assert_eq!(group["summary"], json!({"user": 1, "team": 0, "system": 2}));
+    let sources: Vec<&Value> = group["calls"].as_array().unwrap().iter().map(|call| &call["key_source"]).collect();
+    assert_eq!(sources, ["user", "system", "system"]);
+    assert_eq!(api.get(&format!("/api/keys/{id}")).await.body["total_requests"], 3);
+}
+
+#[tokio::test]
+async fn status_providers_and_backup() {
+    let api = Api::new(KeysSection::default());
+    let status = api.get("/api/status").await.body;
+    assert_eq!((&status["ready"], &status["listen"]), (&json!(false), &Value::Null));
+    assert_eq!(status["provider_keys"], json!({"total": 1, "active": 1, "disabled": 0, "error": 0}));
+    let mistral = api.get("/api/providers/mistralai").await.body;
+    assert_eq!((&mistral["id"], &mistral["keys"], &mistral["active_keys"]), (&json!("mistral"), &json!(1), &json!(1)));
+    assert_eq!(mistral["base_url"], "https://api.mistral.ai");
+    assert_eq!(api.get("/api/providers/azure").await.status, 404);
+    assert_eq!(api.get("/api/nothing").await.body["code"], "not_found");
+
+    let file = api._directory.path().join("backup");
+    assert_eq!(api.post("/api/backup", json!({"path": file})).await.status, 200);
+    assert!(file.exists());
+    assert_eq!(api.post("/api/backup", json!({"path": file})).await.status, 409);
+    assert_eq!(api.post("/api/backup", json!({"path": "relative"})).await.body["field"], "path");
+}

@@ -1,0 +1,158 @@
+//! `/api/usage` and `/api/ledger`: what was consumed.
+//!
+//! Owns the questions; leaves summing to `storage`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::control::problem::{Asked, Problem};
+use crate::control::{ControlState, keys, provider_keys};
+use crate::entry::EntryView;
+use crate::id::{KeyId, KeySource, is_name};
+use crate::storage::{Cursor, Dimension, LedgerFilter, UsageReport};
+
+const DAY_MS: u64 = 86_400_000;
+const DEFAULT_DAYS: u32 = 30;
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1000;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ReportQuery {
+    days: Option<u32>,
+    by: Option<String>,
+    key: Option<KeyId>,
+    provider_key: Option<KeyId>,
+    user: Option<String>,
+    team: Option<String>,
+    provider: Option<String>,
+    model: Option<String>,
+    group: Option<String>,
+    source: Option<KeySource>,
+}
+
+pub(super) async fn report(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<ReportQuery>,
+) -> Result<Json<UsageReport>, Problem> {
+    let by = query.by.as_deref().unwrap_or("model").parse::<Dimension>();
+    let by = by.map_err(|error| Problem::invalid("by", error.to_string()))?;
+    let filter = LedgerFilter {
+        key: query.key,
+        provider_key: query.provider_key,
+        user: query.user,
+        team: query.team,
+        provider: query.provider,
+        model: query.model,
+        group: query.group,
+        key_source: query.source,
+        ..last(&state, query.days)
+    };
+    Ok(Json(state.store.ledger().usage(filter, by).await?))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct DaysQuery {
+    days: Option<u32>,
+}
+
+pub(super) async fn of_key(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    Asked(query): Asked<DaysQuery>,
+) -> Result<Json<UsageReport>, Problem> {
+    let key = Some(keys::find(&state, &id)?.record.id);
+    let filter = LedgerFilter { key, ..last(&state, query.days) };
+    Ok(Json(state.store.ledger().usage(filter, Dimension::Day).await?))
+}
+
+pub(super) async fn of_provider_key(
+    State(state): State<Arc<ControlState>>,
+    Path(id): Path<String>,
+    Asked(query): Asked<DaysQuery>,
+) -> Result<Json<UsageReport>, Problem> {
+    let provider_key = Some(provider_keys::find(&state, &id)?.record.id);
+    let filter = LedgerFilter { provider_key, ..last(&state, query.days) };
+    Ok(Json(state.store.ledger().usage(filter, Dimension::Day).await?))
+}
+
+/// The calls of one group, oldest first, and whose keys paid for how many.
+pub(super) async fn of_group(
+    State(state): State<Arc<ControlState>>,
+    Path(group): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    if !is_name(&group) {
+        return Err(Problem::not_found("group of that name"));
+    }
+    let filter = LedgerFilter { group: Some(group.clone()), limit: Some(MAX_LIMIT), ..LedgerFilter::default() };
+    let sums = LedgerFilter { limit: None, ..filter.clone() };
+    let page = state.store.ledger().query(filter).await?;
+    let report = state.store.ledger().usage(sums, Dimension::Source).await?;
+    let paid = |source: KeySource| {
+        let found = report.groups.iter().find(|group| group.value.as_deref() == Some(source.as_str()));
+        found.map_or(0, |group| group.totals.requests)
+    };
+    let calls: Vec<EntryView> = page.entries.iter().map(EntryView::from).collect();
+    Ok(Json(json!({
+        "group": group,
+        "calls": calls,
+        "truncated": report.totals.requests > calls.len() as u64,
+        "summary": {
+            "user": paid(KeySource::User),
+            "team": paid(KeySource::Team),
+            "system": paid(KeySource::System),
+        },
+        "totals": report.totals,
+    })))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LedgerQuery {
+    key: Option<KeyId>,
+    provider_key: Option<KeyId>,
+    user: Option<String>,
+    team: Option<String>,
+    provider: Option<String>,
+    model: Option<String>,
+    group: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// Entries, newest first.
+pub(super) async fn ledger(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<LedgerQuery>,
+) -> Result<Json<Value>, Problem> {
+    let after = query.cursor.as_deref().map(str::parse::<Cursor>).transpose();
+    let filter = LedgerFilter {
+        key: query.key,
+        provider_key: query.provider_key,
+        user: query.user,
+        team: query.team,
+        provider: query.provider,
+        model: query.model,
+        group: query.group,
+        limit: Some(query.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT)),
+        newest_first: true,
+        after: after.map_err(|_| Problem::invalid("cursor", "is not one of ours").fix("start from the first page"))?,
+        ..LedgerFilter::default()
+    };
+    let page = state.store.ledger().query(filter).await?;
+    let entries: Vec<EntryView> = page.entries.iter().map(EntryView::from).collect();
+    Ok(Json(json!({"entries": entries, "next_cursor": page.next.map(|cursor| cursor.to_string())})))
+}
+
+/// The last days, up to now.
+fn last(state: &ControlState, days: Option<u32>) -> LedgerFilter {
+    let now = state.clock.wall_ms();
+    let from = now.saturating_sub(u64::from(days.unwrap_or(DEFAULT_DAYS)) * DAY_MS);
+    // What arrives in this very millisecond is meant too.
+    LedgerFilter { from_ms: Some(from), to_ms: Some(now + 1), ..LedgerFilter::default() }
+}

@@ -1,0 +1,218 @@
+//! What the admin API shows of records: JSON with fixed names, never a secret.
+//!
+//! Owns the shapes; people's scripts rely on them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::clock::rfc3339;
+use crate::entry::usd;
+use crate::id::{KeyId, Owner};
+use crate::provider::Upstream;
+use crate::provider_key;
+use crate::storage::{KeyState, KeyStats, ProviderKeyState};
+use crate::virtual_key::{Limits, StreamUsage};
+
+/// A virtual key, without its secret.
+#[derive(Clone, Debug, Serialize)]
+#[expect(missing_docs, reason = "named like the fields of VirtualKey")]
+pub struct KeyView {
+    pub id: KeyId,
+    pub name: String,
+    pub status: &'static str,
+    pub prefix: String,
+    pub user: Option<String>,
+    pub team: Option<String>,
+    pub created: String,
+    pub expires: Option<String>,
+    pub models: Vec<String>,
+    pub providers: Vec<String>,
+    pub endpoints: Vec<String>,
+    pub sources: Vec<IpNet>,
+    pub limits: Limits,
+    pub stream_usage: Option<StreamUsage>,
+    pub ephemeral: bool,
+    pub metadata: BTreeMap<String, String>,
+    /// Until when the secret before the last rotation works too.
+    pub rotation_grace_until: Option<String>,
+    pub last_used: Option<String>,
+    pub total_requests: u64,
+    pub total_tokens: u64,
+    /// US dollars, a decimal string.
+    pub spent: String,
+    pub version: u64,
+}
+
+impl KeyView {
+    /// The view of a key at a time.
+    #[must_use]
+    pub fn new(state: &KeyState, wall_ms: u64) -> Self {
+        let record = state.record.clone();
+        let stats = Stats::read(&state.stats);
+        let grace = record.previous.filter(|previous| wall_ms < previous.until_ms);
+        Self {
+            status: record.status_word(wall_ms),
+            id: record.id,
+            name: record.name,
+            prefix: record.prefix,
+            user: record.user,
+            team: record.team,
+            created: rfc3339(record.created_ms),
+            expires: record.expires_ms.map(rfc3339),
+            models: record.models,
+            providers: record.providers,
+            endpoints: record.endpoints,
+            sources: record.sources,
+            limits: record.limits,
+            stream_usage: record.stream_usage,
+            ephemeral: record.ephemeral,
+            metadata: record.metadata,
+            rotation_grace_until: grace.map(|previous| rfc3339(previous.until_ms)),
+            last_used: stats.last_used,
+            total_requests: stats.requests,
+            total_tokens: stats.tokens,
+            spent: stats.spent,
+            version: record.version,
+        }
+    }
+}
+
+/// A provider key, masked.
+#[derive(Clone, Debug, Serialize)]
+#[expect(missing_docs, reason = "named like the fields of ProviderKey")]
+pub struct ProviderKeyView {
+    pub id: KeyId,
+    pub provider: String,
+    pub name: String,
+    pub owner: Owner,
+    /// `active`, `cooling`, `disabled` or `error`.
+    pub status: &'static str,
+    /// `sealed`, `env:NAME`, `file:/path`, `exec:command`.
+    pub origin: String,
+    /// False while a reference has not been resolved.
+    pub resolved: bool,
+    /// True when it comes from a variable of the provider, and is not in the store.
+    pub environment: bool,
+    pub masked: String,
+    pub bound_to: String,
+    pub models: Vec<String>,
+    pub priority: u32,
+    pub created: String,
+    pub cooling_until: Option<String>,
+    pub last_error: Option<String>,
+    pub failures: u64,
+    pub in_flight: u64,
+    pub last_used: Option<String>,
+    pub total_requests: u64,
+    pub total_tokens: u64,
+    pub spent: String,
+    pub version: u64,
+}
+
+impl ProviderKeyView {
+    /// The view of a key at a time.
+    #[must_use]
+    pub fn new(state: &ProviderKeyState, wall_ms: u64) -> Self {
+        let record = state.record.clone();
+        let stats = Stats::read(&state.stats.used);
+        let cooling = state.stats.cooling_until_ms.load(Ordering::Relaxed);
+        let cools = cooling > wall_ms && record.status == provider_key::Status::Active;
+        Self {
+            id: record.id,
+            provider: record.provider,
+            name: record.name,
+            owner: record.owner,
+            status: if cools { "cooling" } else { record.status.as_str() },
+            origin: record.origin.describe(),
+            resolved: state.secret.load().is_some(),
+            environment: state.environment,
+            masked: record.masked,
+            bound_to: record.bound_to,
+            models: record.models,
+            priority: record.priority,
+            created: rfc3339(record.created_ms),
+            cooling_until: cools.then(|| rfc3339(cooling)),
+            last_error: record.last_error,
+            failures: state.stats.failures.load(Ordering::Relaxed),
+            in_flight: state.stats.in_flight.load(Ordering::Relaxed),
+            last_used: stats.last_used,
+            total_requests: stats.requests,
+            total_tokens: stats.tokens,
+            spent: stats.spent,
+            version: record.version,
+        }
+    }
+}
+
+struct Stats {
+    last_used: Option<String>,
+    requests: u64,
+    tokens: u64,
+    spent: String,
+}
+
+impl Stats {
+    fn read(stats: &KeyStats) -> Self {
+        let last = stats.last_used_ms.load(Ordering::Relaxed);
+        Self {
+            last_used: (last != 0).then(|| rfc3339(last)),
+            requests: stats.total_requests.load(Ordering::Relaxed),
+            tokens: stats.total_tokens.load(Ordering::Relaxed),
+            spent: usd(stats.spent_nano_usd.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// A provider as configured.
+#[derive(Clone, Debug, Serialize)]
+#[expect(missing_docs, reason = "named like the fields of Upstream")]
+pub struct ProviderView {
+    pub id: String,
+    pub aliases: Vec<&'static str>,
+    pub dialect: &'static str,
+    pub base_url: String,
+    /// False for one of the operator's own.
+    pub builtin: bool,
+    pub enabled: bool,
+    /// True where a key is optional.
+    pub keyless: bool,
+    /// Variables that may hold a system key.
+    pub env: Vec<String>,
+    /// Provider keys that may be used now.
+    pub active_keys: usize,
+    /// All provider keys.
+    pub keys: usize,
+}
+
+impl ProviderView {
+    /// The view of a provider and its keys.
+    #[must_use]
+    pub fn new(upstream: &Upstream, keys: &[Arc<ProviderKeyState>]) -> Self {
+        let active = |state: &&Arc<ProviderKeyState>| state.record.status == provider_key::Status::Active;
+        Self {
+            id: upstream.id.to_string(),
+            aliases: upstream.row.map_or_else(Vec::new, |row| row.aliases.to_vec()),
+            dialect: upstream.dialect.name(),
+            base_url: base_url(upstream),
+            builtin: upstream.row.is_some(),
+            enabled: upstream.enabled,
+            keyless: upstream.keyless,
+            env: upstream.env.to_vec(),
+            active_keys: keys.iter().filter(active).count(),
+            keys: keys.len(),
+        }
+    }
+}
+
+/// As people write it: without the scheme's own port.
+fn base_url(upstream: &Upstream) -> String {
+    let origin = upstream.origin();
+    let plain = [("https://", ":443"), ("http://", ":80")]
+        .into_iter()
+        .find_map(|(scheme, port)| if origin.starts_with(scheme) { origin.strip_suffix(port) } else { None });
+    format!("{}{}", plain.unwrap_or(origin), upstream.base_path())
+}

@@ -1,0 +1,290 @@
+//! Dialling an upstream: resolve, refuse addresses a public name must not have, connect, TLS.
+//!
+//! Owns [`Origin`] and [`Stream`]; leaves HTTP and pooling to `upstream`.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::net::tls::TlsClient;
+
+/// Where to connect, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Name or address, without brackets.
+    pub host: Arc<str>,
+    /// TCP port.
+    pub port: u16,
+    /// TLS, verified against `host`.
+    pub tls: bool,
+    /// Prefer HTTP/2; over plain TCP, use it by prior knowledge (RFC 9113 §3.3).
+    pub http2: bool,
+    /// The name belongs to a public provider: an address of a private network behind it is an attack.
+    pub public: bool,
+}
+
+/// Why an upstream could not be reached. Says nothing of keys.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// TCP failed for every address.
+    #[error("cannot connect to {host}:{port}: {source}")]
+    Connect {
+        /// The name dialled.
+        host: Arc<str>,
+        /// The port dialled.
+        port: u16,
+        /// The last failure.
+        source: io::Error,
+    },
+    /// Resolved to nothing but addresses that are not for public names.
+    #[error("{host} resolves to {address}, an address no public provider has; set base_url if that is meant")]
+    Forbidden {
+        /// The name dialled.
+        host: Arc<str>,
+        /// What it resolved to.
+        address: IpAddr,
+    },
+    /// The name has no address.
+    #[error("cannot resolve {host}: {source}")]
+    Resolve {
+        /// The name dialled.
+        host: Arc<str>,
+        /// Why.
+        source: io::Error,
+    },
+    /// Connecting took too long.
+    #[error("cannot connect to {host}:{port} within {} ms", .limit.as_millis())]
+    Timeout {
+        /// The name dialled.
+        host: Arc<str>,
+        /// The port dialled.
+        port: u16,
+        /// The time allowed.
+        limit: Duration,
+    },
+    /// The handshake failed, or the certificate is not for this name.
+    #[error("tls with {host} failed: {source}")]
+    Tls {
+        /// The name dialled.
+        host: Arc<str>,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A connection to an upstream, and whether HTTP/2 was agreed on.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The bytes.
+    pub stream: Stream,
+    /// HTTP/2 rather than HTTP/1.1.
+    pub http2: bool,
+}
+
+/// Plain TCP or TLS over it.
+#[derive(Debug)]
+pub enum Stream {
+    /// `http://`
+    Plain(TcpStream),
+    /// `https://`
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Connects to `origin`, TLS included, within `limit`.
+///
+/// # Errors
+/// See [`DialError`].
+///
+/// # Cancel safety
+/// Dropping the future closes what was opened.
+pub async fn dial(origin: &Origin, tls: &TlsClient, limit: Duration) -> Result<Dialled, DialError> {
+    let timeout = || DialError::Timeout { host: Arc::clone(&origin.host), port: origin.port, limit };
+    tokio::time::timeout(limit, connect(origin, tls)).await.map_err(|_| timeout())?
+}
+
+async fn connect(origin: &Origin, tls: &TlsClient) -> Result<Dialled, DialError> {
+    let tcp = connect_tcp(origin).await?;
+    // Each event of a stream is to leave at once, not to wait for an acknowledgement (Nagle).
+    let _ = tcp.set_nodelay(true);
+    if !origin.tls {
+        return Ok(Dialled { stream: Stream::Plain(tcp), http2: origin.http2 });
+    }
+    let fault = |source: io::Error| DialError::Tls { host: Arc::clone(&origin.host), source };
+    let name = ServerName::try_from(origin.host.to_string())
+        .map_err(|error| fault(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+    let stream = TlsConnector::from(tls.config(origin.http2)).connect(name, tcp).await.map_err(fault)?;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok(Dialled { stream: Stream::Tls(Box::new(stream)), http2 })
+}
+
+/// Tries each address in turn; the addresses checked are the ones dialled, so a second look-up cannot differ.
+async fn connect_tcp(origin: &Origin) -> Result<TcpStream, DialError> {
+    let host = Arc::clone(&origin.host);
+    let addresses = resolve(origin).await?;
+    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
+    // A dead address must not use up the time of the next one.
+    let share = Duration::from_secs(if addresses.len() > 1 { 3 } else { 3600 });
+    for address in addresses {
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(tcp)) => return Ok(tcp),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
+        }
+    }
+    Err(DialError::Connect { host, port: origin.port, source: last })
+}
+
+async fn resolve(origin: &Origin) -> Result<Vec<SocketAddr>, DialError> {
+    let host = &origin.host;
+    let found = match host.parse::<IpAddr>() {
+        Ok(ip) => vec![SocketAddr::new(ip, origin.port)],
+        Err(_) => tokio::net::lookup_host((&**host, origin.port))
+            .await
+            .map_err(|source| DialError::Resolve { host: Arc::clone(host), source })?
+            .collect(),
+    };
+    let allowed = |address: &SocketAddr| !(origin.public && is_private(address.ip()));
+    let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(allowed);
+    match (good.is_empty(), bad.first()) {
+        (false, _) => Ok(good),
+        (true, Some(address)) => Err(DialError::Forbidden { host: Arc::clone(host), address: address.ip() }),
+        (true, None) => {
+            let source = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+            Err(DialError::Resolve { host: Arc::clone(host), source })
+        }
+    }
+}
+
+/// Loopback, private, link-local (the metadata services), shared, unspecified, multicast and documentation
+/// networks (RFC 6890), also when written as IPv4 inside IPv6.
+#[must_use]
+pub fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            v4.is_loopback()
+                || v4.is_private()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_documentation()
+                || a == 0
+                || a >= 240
+                || (a == 100 && (64..128).contains(&b))
+                || (a == 198 && (18..20).contains(&b))
+                || (a, b) == (192, 0) && v4.octets()[2] == 0
+        }
+        IpAddr::V6(v6) => {
+            let [first, second, ..] = v6.segments();
+            v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_unique_local()
+                || v6.is_unicast_link_local()
+                || (first == 0x2001 && second == 0x0db8)
+                || (first == 0x0064 && second == 0xff9b && is_private(nat64(v6)))
+        }
+    }
+}
+
+/// The IPv4 address inside a NAT64 one (RFC 6052).
+fn nat64(v6: std::net::Ipv6Addr) -> IpAddr {
+    let [.., a, b, c, d] = v6.octets();
+    IpAddr::from([a, b, c, d])
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(tcp) => tcp.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_addresses() {
+        for (text, want) in [
+            ("127.0.0.1", true),
+            ("10.1.2.3", true),
+            ("172.16.0.1", true),
+            ("192.168.0.1", true),
+            ("169.254.169.254", true),
+            ("100.64.0.1", true),
+            ("0.0.0.0", true),
+            ("255.255.255.255", true),
+            ("::1", true),
+            ("::ffff:169.254.169.254", true),
+            ("64:ff9b::a9fe:a9fe", true),
+            ("fd00:ec2::254", true),
+            ("fe80::1", true),
+            ("8.8.8.8", false),
+            ("100.128.0.1", false),
+            ("64:ff9b::808:808", false),
+            ("2606:4700::1", false),
+        ] {
+            assert_eq!(is_private(text.parse().unwrap()), want, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_public_name_must_not_be_local() {
+        let origin = Origin { host: "localhost".into(), port: 9, tls: false, http2: false, public: true };
+        let tls = TlsClient::new(None).unwrap();
+        let error = dial(&origin, &tls, Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(error, DialError::Forbidden { .. }), "{error}");
+    }
+}

@@ -1,0 +1,11 @@
+//! Sockets: listening, dialling, TLS, pooling, draining.
+//!
+//! Owns connections and certificates; knows no keys, no providers and no limits.
+
+pub mod body;
+pub mod dial;
+pub mod drain;
+pub mod listener;
+pub mod tls;
+pub mod tunnel;
+pub mod upstream;

@@ -1,0 +1,94 @@
+//! TLS towards upstreams: rustls with the Mozilla roots compiled in, and a file of further ones.
+//!
+//! Owns the two client configurations (with and without HTTP/2 in ALPN); leaves sockets to `dial`. There is no
+//! switch that turns verification off.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+/// What cannot be set up about TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The file of further roots is not usable.
+    #[error("{path}: {reason}: a PEM file with at least one certificate is needed")]
+    Roots {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// rustls refuses the configuration.
+    #[error("tls: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// Client configurations: one that offers HTTP/1.1 alone, one that prefers HTTP/2 (RFC 7301).
+#[derive(Clone, Debug)]
+pub struct TlsClient {
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
+}
+
+impl TlsClient {
+    /// Trusts the Mozilla roots, and those of `extra_roots` (PEM) beside them.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no certificate.
+    pub fn new(extra_roots: Option<&Path>) -> Result<Self, TlsError> {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        if let Some(path) = extra_roots {
+            add_roots(&mut roots, path)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let base = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let with_alpn = |names: &[&[u8]]| {
+            let mut config = base.clone();
+            config.alpn_protocols = names.iter().map(|name| name.to_vec()).collect();
+            Arc::new(config)
+        };
+        Ok(Self { http1: with_alpn(&[b"http/1.1"]), http2: with_alpn(&[b"h2", b"http/1.1"]) })
+    }
+
+    /// The configuration that offers HTTP/2, or HTTP/1.1 alone.
+    #[must_use]
+    pub fn config(&self, http2: bool) -> Arc<ClientConfig> {
+        Arc::clone(if http2 { &self.http2 } else { &self.http1 })
+    }
+}
+
+fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
+    let fault = |reason: String| TlsError::Roots { path: path.display().to_string(), reason };
+    let mut found = false;
+    for der in CertificateDer::pem_file_iter(path).map_err(|error| fault(error.to_string()))? {
+        let der = der.map_err(|error| fault(error.to_string()))?;
+        roots.add(der).map_err(|error| fault(error.to_string()))?;
+        found = true;
+    }
+    if found { Ok(()) } else { Err(fault("no certificate in it".to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_roots_must_be_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("roots.pem");
+        assert!(TlsClient::new(Some(&path)).is_err(), "absent");
+        std::fs::write(&path, "not pem").unwrap();
+        assert!(TlsClient::new(Some(&path)).is_err(), "empty");
+        let cert = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(&path, cert.cert.pem()).unwrap();
+        let client = TlsClient::new(Some(&path)).unwrap();
+        assert_eq!(client.config(true).alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+        assert_eq!(client.config(false).alpn_protocols, [b"http/1.1".to_vec()]);
+    }
+}

@@ -1,0 +1,74 @@
+//! Two upgraded connections joined: bytes pass both ways, and a copy of what the upstream says can be looked at.
+//!
+//! Owns the copying; leaves what the bytes mean to the observer it is given.
+
+use std::io;
+use std::time::Duration;
+
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::net::drain::Watch;
+
+/// One read's worth; a message of a realtime session rarely exceeds it.
+const BUFFER: usize = 8 * 1024;
+/// What the other side has to say after one side has closed is waited for this long.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Looks at a copy of what passes. Dropped when the tunnel has ended, however it ended.
+pub trait Observe: Send + 'static {
+    /// Bytes from the upstream, before the client gets them.
+    fn upstream_said(&mut self, bytes: &[u8]);
+    /// Both sides have ended.
+    fn ended(&mut self);
+}
+
+/// Joins the two sides once both upgrades are done, in a task of its own that ends when both sides have.
+pub fn join(client: OnUpgrade, upstream: OnUpgrade, mut observer: impl Observe, mut drain: Watch) {
+    spawn(async move {
+        let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
+        tokio::select! {
+            () = copy_both(client, upstream, &mut observer) => {}
+            () = drain.signalled() => {}
+        }
+        observer.ended();
+    });
+}
+
+async fn copy_both(client: Upgraded, upstream: Upgraded, observer: &mut impl Observe) {
+    let (mut client_read, mut client_write) = tokio::io::split(TokioIo::new(client));
+    let (mut upstream_read, mut upstream_write) = tokio::io::split(TokioIo::new(upstream));
+    let mut there = std::pin::pin!(copy(&mut client_read, &mut upstream_write, |_| {}));
+    let mut back = std::pin::pin!(copy(&mut upstream_read, &mut client_write, |bytes| observer.upstream_said(bytes)));
+    tokio::select! {
+        _ = &mut there => {
+            let _ = tokio::time::timeout(LINGER, back).await;
+        }
+        _ = &mut back => {
+            let _ = tokio::time::timeout(LINGER, there).await;
+        }
+    }
+}
+
+async fn copy<R, W>(from: &mut R, to: &mut W, mut look: impl FnMut(&[u8])) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let len = from.read(&mut buffer).await?;
+        if len == 0 {
+            return to.shutdown().await;
+        }
+        look(&buffer[..len]);
+        to.write_all(&buffer[..len]).await?;
+        to.flush().await?;
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "net owns the tasks of its connections; drain waits for them")]
+fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(task);
+}

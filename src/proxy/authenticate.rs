@@ -1,0 +1,63 @@
+//! Who asks: a virtual key, or with `unknown_keys = "pass"` a stranger with a credential of the provider's.
+//!
+//! Owns acceptance of the key; leaves where it stands to `credentials`, and what it may do to `select`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use crate::proxy::credentials::{self, Presented};
+use crate::proxy::error::Error;
+use crate::storage::{KeyState, Snapshot};
+use crate::virtual_key::{Rejection, parse_id};
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(super) enum Caller {
+    /// The holder of a virtual key.
+    Known(Arc<KeyState>),
+    /// Somebody with a real key of their own: it goes upstream as it came, and nothing of ours does.
+    Stranger,
+}
+
+impl Caller {
+    /// The key's state.
+    pub(super) fn key(&self) -> Option<&Arc<KeyState>> {
+        match self {
+            Self::Known(key) => Some(key),
+            Self::Stranger => None,
+        }
+    }
+}
+
+/// What accepting a key depends on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Door<'a> {
+    pub(super) prefix: &'a str,
+    pub(super) pass_unknown: bool,
+    pub(super) wall_ms: u64,
+    pub(super) peer: IpAddr,
+}
+
+/// Accepts the request's key, or says why not. `presented` is the text that [`credentials::strip`] must not leave behind.
+pub(super) fn authenticate<'a>(
+    door: Door<'_>,
+    snapshot: &Snapshot,
+    headers: &'a HeaderMap,
+    query: Option<&'a str>,
+) -> Result<(Caller, Option<&'a str>), Error> {
+    let text = match credentials::find(door.prefix, headers, query) {
+        Presented::Virtual(text) => text,
+        Presented::Foreign if door.pass_unknown => return Ok((Caller::Stranger, None)),
+        Presented::Foreign => return Err(Error::KeyNotAccepted(Rejection::Malformed)),
+        Presented::Nothing => return Err(Error::KeyNotAccepted(Rejection::Missing)),
+        Presented::Several => return Err(Error::SeveralKeys),
+    };
+    // An unknown id costs the same work as a wrong secret: the digest is made before the look-up.
+    let digest = snapshot.digest_key().digest(text);
+    let id = parse_id(text).ok_or(Error::KeyNotAccepted(Rejection::Malformed))?;
+    let key = snapshot.virtual_key(id).ok_or(Error::KeyNotAccepted(Rejection::Unknown))?;
+    key.record.check(digest, door.wall_ms, Some(door.peer)).map_err(Error::KeyNotAccepted)?;
+    Ok((Caller::Known(Arc::clone(key)), Some(text)))
+}

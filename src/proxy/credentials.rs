@@ -1,0 +1,198 @@
+//! Where a client's credential stands, and taking every one of them out of the request.
+//!
+//! Owns the places an SDK may put a key; leaves deciding about the key to `authenticate`.
+
+use std::borrow::Cow;
+
+use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use memchr::memmem;
+
+use crate::virtual_key::{has_prefix, parse_id, secret_part};
+
+const API_KEY: HeaderName = HeaderName::from_static("api-key");
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+/// What a browser's WebSocket, which can set no header, puts before the key.
+const SUBPROTOCOL: &str = "openai-insecure-api-key.";
+
+/// Every header that may carry a credential. Of two virtual keys the first of this order would count, but two that
+/// differ are refused.
+const HEADERS: [HeaderName; 5] = [AUTHORIZATION, X_API_KEY, X_GOOG_API_KEY, API_KEY, PROXY_AUTHORIZATION];
+
+/// What was presented, before anything is believed of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Presented<'a> {
+    /// Nothing.
+    Nothing,
+    /// One text of the form, or at least the prefix, of a virtual key.
+    Virtual(&'a str),
+    /// Several virtual keys that differ.
+    Several,
+    /// Only credentials that are not ours.
+    Foreign,
+}
+
+/// Finds the virtual key in `headers` and `query`, among other credentials.
+pub(super) fn find<'a>(prefix: &str, headers: &'a HeaderMap, query: Option<&'a str>) -> Presented<'a> {
+    let in_headers = HEADERS
+        .iter()
+        .flat_map(|name| headers.get_all(name))
+        .filter_map(|value| value.to_str().ok())
+        .map(|text| bearer(text).trim());
+    let in_subprotocol = subprotocols(headers).filter_map(|item| item.strip_prefix(SUBPROTOCOL));
+    let in_query = query.and_then(query_key);
+    let mut found = Presented::Nothing;
+    for text in in_headers.chain(in_subprotocol).chain(in_query) {
+        let ours = has_prefix(prefix, text) || parse_id(text).is_some();
+        found = match found {
+            _ if text.is_empty() => found,
+            Presented::Nothing | Presented::Foreign if ours => Presented::Virtual(text),
+            Presented::Nothing => Presented::Foreign,
+            Presented::Virtual(first) if ours && first != text => Presented::Several,
+            other => other,
+        };
+    }
+    found
+}
+
+/// What stands behind `Bearer`, or the whole text.
+fn bearer(text: &str) -> &str {
+    match text.split_at_checked(7) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer ") => token,
+        _ => text,
+    }
+}
+
+fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+/// The value of the first `key=`. A virtual key needs no percent-encoding, so none is undone.
+fn query_key(query: &str) -> Option<&str> {
+    query.split('&').find_map(|pair| pair.strip_prefix("key="))
+}
+
+/// Takes every credential out of `headers`, and with them every header that repeats the virtual key's secret.
+pub(super) fn strip(headers: &mut HeaderMap, presented: Option<&str>) {
+    for name in &HEADERS {
+        headers.remove(name);
+    }
+    headers.remove(COOKIE);
+    let Some(secret) = presented.map(secret_part).filter(|secret| !secret.is_empty()) else { return };
+    let repeats = |value: &HeaderValue| {
+        value.len() >= secret.len() && memmem::find(value.as_bytes(), secret.as_bytes()).is_some()
+    };
+    // The subprotocol's key is swapped where it stands, by `swap_subprotocol`.
+    let leaks = |(name, value): &(&HeaderName, &HeaderValue)| *name != SEC_WEBSOCKET_PROTOCOL && repeats(value);
+    while let Some(name) = headers.iter().find(leaks).map(|(name, _)| name.clone()) {
+        headers.remove(name);
+    }
+}
+
+/// The query without its credentials: `key=` always, and whatever repeats the virtual key's secret.
+pub(super) fn strip_query<'a>(query: &'a str, presented: Option<&str>) -> Cow<'a, str> {
+    let secret = presented.map(secret_part).filter(|secret| !secret.is_empty());
+    let carries = |pair: &&str| pair.starts_with("key=") || secret.is_some_and(|secret| pair.contains(secret));
+    if !query.split('&').any(|pair| carries(&pair)) {
+        return Cow::Borrowed(query);
+    }
+    Cow::Owned(query.split('&').filter(|pair| !carries(pair)).collect::<Vec<_>>().join("&"))
+}
+
+/// Puts `key` where the client had put its own in the subprotocol. True when there was such a place.
+pub(super) fn swap_subprotocol(headers: &mut HeaderMap, key: &str) -> bool {
+    if !subprotocols(headers).any(|item| item.starts_with(SUBPROTOCOL)) {
+        return false;
+    }
+    let items: Vec<Cow<'_, str>> = subprotocols(headers)
+        .map(|item| match item.starts_with(SUBPROTOCOL) {
+            true => Cow::Owned(format!("{SUBPROTOCOL}{key}")),
+            false => Cow::Borrowed(item),
+        })
+        .collect();
+    let swapped = HeaderValue::try_from(items.join(", "));
+    headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    let Ok(mut value) = swapped else { return false };
+    value.set_sensitive(true);
+    headers.insert(SEC_WEBSOCKET_PROTOCOL, value);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "sk-side-a1b2c3d4e5f67890-0123456789012345678901234567890123456789012";
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
+    }
+
+    #[test]
+    fn every_place() {
+        let bearer = format!("Bearer {KEY}");
+        let lower = format!("bearer {KEY}");
+        let protocol = format!("realtime, openai-insecure-api-key.{KEY}, x");
+        let query = format!("alt=sse&key={KEY}");
+        let other = KEY.replace("a1b2", "ffff");
+        for (name, pairs, query, want) in [
+            ("nothing", &[][..], None, Presented::Nothing),
+            ("bearer", &[("authorization", bearer.as_str())], None, Presented::Virtual(KEY)),
+            ("lower-case scheme", &[("authorization", &lower)], None, Presented::Virtual(KEY)),
+            ("x-api-key", &[("x-api-key", KEY)], None, Presented::Virtual(KEY)),
+            ("api-key", &[("api-key", KEY)], None, Presented::Virtual(KEY)),
+            ("x-goog-api-key", &[("x-goog-api-key", KEY)], None, Presented::Virtual(KEY)),
+            ("proxy", &[("proxy-authorization", &bearer)], None, Presented::Virtual(KEY)),
+            ("subprotocol", &[("sec-websocket-protocol", &protocol)], None, Presented::Virtual(KEY)),
+            ("query", &[], Some(query.as_str()), Presented::Virtual(KEY)),
+            ("twice the same", &[("x-api-key", KEY), ("authorization", &bearer)], None, Presented::Virtual(KEY)),
+            ("two that differ", &[("x-api-key", &other), ("authorization", &bearer)], None, Presented::Several),
+            ("beside a foreign one", &[("authorization", "Bearer sk-real"), ("api-key", KEY)], None, Presented::Virtual(KEY)),
+            ("foreign", &[("authorization", "Bearer sk-real")], None, Presented::Foreign),
+            ("malformed of ours", &[("x-api-key", "sk-side-nonsense")], None, Presented::Virtual("sk-side-nonsense")),
+            ("empty", &[("authorization", "Bearer ")], None, Presented::Nothing),
+        ] {
+            assert_eq!(find("sk-side", &headers(pairs), query), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_it_is_left() {
+        let bearer = format!("Bearer {KEY}");
+        let mut all = headers(&[
+            ("authorization", &bearer),
+            ("authorization", "Bearer sk-real"),
+            ("x-api-key", KEY),
+            ("cookie", "session=1"),
+            ("x-my-own", &format!("see {KEY}")),
+            ("accept", "*/*"),
+        ]);
+        strip(&mut all, Some(KEY));
+        assert_eq!(all.keys().collect::<Vec<_>>(), ["accept"]);
+    }
+
+    #[test]
+    fn queries() {
+        for (query, want) in [
+            ("", ""),
+            ("alt=sse", "alt=sse"),
+            (&format!("key={KEY}"), ""),
+            (&format!("a=1&key={KEY}&b=%20"), "a=1&b=%20"),
+            (&format!("a=1&token={KEY}"), "a=1"),
+            ("monkey=1&key=AIza", "monkey=1"),
+        ] {
+            assert_eq!(strip_query(query, Some(KEY)), want, "{query}");
+        }
+    }
+
+    #[test]
+    fn the_subprotocol_is_swapped_in_place() {
+        let mut map = headers(&[("sec-websocket-protocol", &format!("realtime, openai-insecure-api-key.{KEY}, beta"))]);
+        strip(&mut map, Some(KEY));
+        assert!(swap_subprotocol(&mut map, "sk-real"));
+        assert_eq!(map[SEC_WEBSOCKET_PROTOCOL], "realtime, openai-insecure-api-key.sk-real, beta");
+        assert!(!swap_subprotocol(&mut headers(&[("sec-websocket-protocol", "realtime")]), "sk-real"));
+    }
+}

@@ -1,0 +1,141 @@
+//! Why a request ends here: one enum, and the one mapping to what the client sees.
+//!
+//! Owns the wording; leaves status, code and body to `provider::refusal`.
+
+use crate::limit;
+use crate::net::upstream::SendError;
+use crate::provider::{BadPath, BadRequest, Counted, Refusal, RefusalKind};
+use crate::virtual_key::Rejection;
+
+/// Why the proxy did not relay an answer. Messages never hold a key.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("{0}")]
+    BadPath(#[from] BadPath),
+    #[error("{0}")]
+    BadRequest(#[from] BadRequest),
+    #[error("the request body is longer than {limit} bytes; send less, or raise limits.max_body")]
+    BodyTooLarge { limit: usize },
+    #[error("the client broke off its request")]
+    ClientBody,
+    #[error("this virtual key may not use the endpoint {endpoint:?}; its endpoints are {allowed}")]
+    EndpointNotAllowed { endpoint: &'static str, allowed: String },
+    #[error("{0}")]
+    Internal(&'static str),
+    #[error("{0}")]
+    KeyNotAccepted(Rejection),
+    #[error("{0}")]
+    Limited(#[from] limit::Refused),
+    #[error("this virtual key may not use the model {model:?}; its models are {allowed}")]
+    ModelNotAllowed { model: String, allowed: String },
+    #[error(
+        "this virtual key is limited to the models {allowed}, and a request to {endpoint:?} names none that can be \
+         checked; allow the endpoint by name: sidekey key update --endpoints"
+    )]
+    ModelUnknown { endpoint: &'static str, allowed: String },
+    #[error("no usable provider key for {provider}{detail}; add one: sidekey provider-key add {provider}")]
+    NoProviderKey { provider: String, detail: &'static str },
+    #[error("no provider at {path:?}; paths are /<provider>/<its own path>, or /v1/… ; providers: {known}")]
+    NoSuchProvider { path: String, known: String },
+    #[error("{provider} does not accept the provider key; test it: sidekey provider-key test --all")]
+    ProviderKeyRejected { provider: String },
+    #[error("this virtual key may not use the provider {provider:?}; its providers are {allowed}")]
+    ProviderNotAllowed { provider: String, allowed: String },
+    #[error("two different virtual keys in one request; send one")]
+    SeveralKeys,
+    #[error("{provider}: {source}")]
+    Unreachable { provider: String, source: SendError },
+    #[error("{provider} sent no answer within {seconds} s")]
+    UpstreamTimeout { provider: String, seconds: u64 },
+}
+
+impl Error {
+    /// What the client sees, whatever its dialect.
+    pub(super) fn refusal(&self) -> Refusal {
+        match self {
+            Self::KeyNotAccepted(reason) => rejection(*reason),
+            Self::Limited(refused) => {
+                let counted = match refused.limit {
+                    limit::Kind::Tpm => Counted::Tokens,
+                    limit::Kind::InFlight | limit::Kind::Rpm => Counted::Requests,
+                };
+                let wait = refused.retry_after.map(|wait| u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
+                Refusal::new(self.kind(), self.to_string()).counting(counted).after_ms(wait)
+            }
+            Self::ModelNotAllowed { .. } => Refusal::new(self.kind(), self.to_string()).about("model"),
+            Self::BadRequest(bad) => {
+                let refusal = Refusal::new(self.kind(), self.to_string());
+                match bad.param {
+                    Some(param) => refusal.about(param),
+                    None => refusal,
+                }
+            }
+            _ => Refusal::new(self.kind(), self.to_string()),
+        }
+    }
+
+    /// The mapping.
+    pub(super) fn kind(&self) -> RefusalKind {
+        match self {
+            Self::BadPath(_) | Self::BadRequest(_) | Self::ClientBody | Self::SeveralKeys => RefusalKind::BadRequest,
+            Self::BodyTooLarge { .. } => RefusalKind::BodyTooLarge,
+            Self::EndpointNotAllowed { .. } | Self::ModelUnknown { .. } | Self::ProviderNotAllowed { .. } => {
+                RefusalKind::PermissionDenied
+            }
+            Self::Internal(_) => RefusalKind::Internal,
+            Self::KeyNotAccepted(reason) => rejection(*reason).kind,
+            Self::Limited(_) => RefusalKind::RateLimited,
+            Self::ModelNotAllowed { .. } => RefusalKind::ModelNotAllowed,
+            Self::NoProviderKey { .. } => RefusalKind::NoProviderKey,
+            Self::NoSuchProvider { .. } => RefusalKind::NotFound,
+            Self::ProviderKeyRejected { .. } => RefusalKind::ProviderKeyRejected,
+            Self::Unreachable { .. } => RefusalKind::UpstreamUnreachable,
+            Self::UpstreamTimeout { .. } => RefusalKind::UpstreamTimeout,
+        }
+    }
+}
+
+/// What a stranger may know: unknown, wrong, malformed and revoked look alike. Only a holder of the right secret is
+/// told that the key is disabled, expired, or used from elsewhere.
+fn rejection(reason: Rejection) -> Refusal {
+    let (kind, message) = match reason {
+        Rejection::Missing => (
+            RefusalKind::MissingKey,
+            "no virtual key in the request; send it where the SDK puts its API key, as in Authorization: Bearer",
+        ),
+        Rejection::Malformed | Rejection::Revoked | Rejection::Unknown | Rejection::WrongSecret => {
+            (RefusalKind::InvalidKey, "the virtual key is not valid; make one: sidekey key create")
+        }
+        Rejection::Expired => {
+            (RefusalKind::InvalidKey, "the virtual key has expired; extend it: sidekey key update --expires-days")
+        }
+        Rejection::Disabled => {
+            (RefusalKind::PermissionDenied, "the virtual key is disabled; enable it: sidekey key enable")
+        }
+        Rejection::SourceNotAllowed => {
+            (RefusalKind::PermissionDenied, "the virtual key may not be used from this network address")
+        }
+    };
+    Refusal::new(kind, message)
+}
+
+/// A list for a message.
+pub(super) fn list(names: &[String]) -> String {
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_learn_nothing() {
+        let unknown = rejection(Rejection::Unknown);
+        for reason in [Rejection::Malformed, Rejection::WrongSecret, Rejection::Revoked] {
+            assert_eq!(rejection(reason), unknown, "{reason:?}");
+        }
+        assert_eq!(rejection(Rejection::Missing).kind, RefusalKind::MissingKey);
+        assert_eq!(rejection(Rejection::Expired).kind, RefusalKind::InvalidKey);
+        assert_eq!(rejection(Rejection::Disabled).kind, RefusalKind::PermissionDenied);
+    }
+}

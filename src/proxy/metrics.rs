@@ -1,0 +1,133 @@
+//! What the request path counts. Handles are looked up once per provider, so a request only adds to atomics.
+
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts};
+
+use crate::entry::{Entry, Outcome};
+use crate::metrics::Metrics;
+use crate::virtual_key::Rejection;
+
+/// Families of the request path.
+#[derive(Clone, Debug)]
+pub(super) struct Families {
+    requests: IntCounterVec,
+    tokens: IntCounterVec,
+    refusals: IntCounterVec,
+    rejections: IntCounterVec,
+    duration: HistogramVec,
+    first_byte: HistogramVec,
+    overhead: HistogramVec,
+    failovers: IntCounterVec,
+    /// Responses being relayed.
+    pub(super) in_flight: IntGauge,
+}
+
+/// The handles of one provider.
+#[derive(Clone, Debug)]
+pub(super) struct ProviderMetrics {
+    outcomes: [IntCounter; 5],
+    tokens: [IntCounter; 5],
+    duration: Histogram,
+    first_byte: Histogram,
+    overhead: Histogram,
+    /// Requests that went on to another provider key.
+    pub(super) failovers: IntCounter,
+}
+
+const OUTCOMES: [Outcome; 5] = [
+    Outcome::Ok,
+    Outcome::Refused,
+    Outcome::UpstreamError,
+    Outcome::ClientDisconnected,
+    Outcome::AbortedByDrain,
+];
+
+impl Families {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            // Names and labels are constants of this file.
+            let family = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid family");
+            metrics.register(family)
+        };
+        let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
+            let options = HistogramOpts::new(name, help).buckets(buckets);
+            metrics.register(HistogramVec::new(options, &["provider"]).expect("a valid family"))
+        };
+        let in_flight = IntGauge::new("sidekey_streams_in_flight", "Responses being relayed.").expect("a valid gauge");
+        let families = Self {
+            requests: counter("sidekey_requests_total", "Requests by how they ended.", &["provider", "outcome"]),
+            tokens: counter("sidekey_tokens_total", "Tokens by kind.", &["provider", "type"]),
+            refusals: counter("sidekey_refusals_total", "Requests sidekey refused, by code.", &["code"]),
+            rejections: counter(
+                "sidekey_key_validation_failures_total",
+                "Virtual keys not accepted, by reason.",
+                &["reason"],
+            ),
+            duration: histogram("sidekey_request_duration_seconds", "From head to last byte.", seconds()),
+            first_byte: histogram("sidekey_time_to_first_byte_seconds", "From head to the answer's head.", seconds()),
+            overhead: histogram("sidekey_overhead_seconds", "What sidekey itself added before sending.", micros()),
+            failovers: counter("sidekey_failovers_total", "Requests that went on to another key.", &["provider"]),
+            in_flight: metrics.register(in_flight),
+        };
+        for reason in Rejection::ALL {
+            families.rejections.with_label_values(&[reason.as_str()]);
+        }
+        families
+    }
+
+    /// The handles of `provider`.
+    pub(super) fn provider(&self, provider: &str) -> ProviderMetrics {
+        let tokens = |kind: &str| self.tokens.with_label_values(&[provider, kind]);
+        ProviderMetrics {
+            outcomes: OUTCOMES.map(|outcome| self.requests.with_label_values(&[provider, outcome.as_str()])),
+            tokens: ["input", "cache_read", "cache_creation", "output", "reasoning"].map(tokens),
+            duration: self.duration.with_label_values(&[provider]),
+            first_byte: self.first_byte.with_label_values(&[provider]),
+            overhead: self.overhead.with_label_values(&[provider]),
+            failovers: self.failovers.with_label_values(&[provider]),
+        }
+    }
+
+    /// Counts a virtual key that was not accepted.
+    pub(super) fn rejected(&self, reason: Rejection) {
+        self.rejections.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// Counts a refusal.
+    pub(super) fn refused(&self, code: &str) {
+        self.refusals.with_label_values(&[code]).inc();
+    }
+}
+
+impl ProviderMetrics {
+    /// Counts an ended request.
+    #[expect(clippy::cast_precision_loss, reason = "times of requests are far below 2^52 units")]
+    pub(super) fn record(&self, entry: &Entry) {
+        for (outcome, counter) in OUTCOMES.iter().zip(&self.outcomes) {
+            if *outcome == entry.outcome {
+                counter.inc();
+            }
+        }
+        let usage = &entry.tokens;
+        let figures = [usage.input, usage.cached_input, usage.cache_write, usage.output, usage.reasoning];
+        for (counter, figure) in self.tokens.iter().zip(figures) {
+            if let Some(tokens) = figure {
+                counter.inc_by(tokens);
+            }
+        }
+        self.duration.observe(entry.latency_us as f64 / 1e6);
+        if entry.attempts > 0 {
+            self.first_byte.observe(entry.ttfb_us as f64 / 1e6);
+            self.overhead.observe(entry.overhead_ns as f64 / 1e9);
+        }
+    }
+}
+
+/// Doubling from 10 ms to 82 s, as the GenAI conventions of OpenTelemetry have them.
+fn seconds() -> Vec<f64> {
+    (0..14).map(|n| 0.01 * f64::from(1 << n)).collect()
+}
+
+/// From 5 µs to 10 ms.
+fn micros() -> Vec<f64> {
+    vec![5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e-2]
+}

@@ -1,0 +1,252 @@
+//! Reading a request's body: held as far as it may be replayed, looked into on the way, streamed beyond that.
+//!
+//! Owns the bytes and their bounds; leaves what stands in them to `provider::request`.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use crate::net::body::{BoxError, Chunks, Outgoing};
+use crate::provider::request::{Sniffer, sniff};
+use crate::provider::{Asked, BadRequest, Call};
+use crate::proxy::error::Error;
+use crate::scan::decode::{Coding, Decoder, codings};
+use crate::tokens::estimate_input;
+
+/// A request's body, read as far as needed.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// All of it: can be sent more than once.
+    Held(Chunks),
+    /// The first part of a large one, and the rest as it comes.
+    Partial(Box<Rest>),
+}
+
+/// A body of which the beginning was read already.
+#[derive(Debug)]
+pub(super) struct Rest {
+    head: Chunks,
+    tail: Incoming,
+    /// Sees the rest too: a field given twice is refused, wherever the second stands.
+    sniffer: Option<Sniffer>,
+    left: u64,
+}
+
+/// The bounds of a body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Bytes held.
+    pub(super) replay: usize,
+    /// Bytes taken at all.
+    pub(super) max: usize,
+}
+
+/// What was learned of a request.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) taken: Taken,
+    pub(super) asked: Asked,
+    /// Tokens it holds, roughly.
+    pub(super) input_estimate: u64,
+    /// True when the held bytes are the JSON that was read, so that a field can be put in.
+    pub(super) plain: bool,
+}
+
+/// Reads `body`, and what `call` wants to know of it.
+pub(super) async fn take(
+    call: &Call<'_>,
+    headers: &HeaderMap,
+    mut body: Incoming,
+    bounds: Bounds,
+) -> Result<Read, Error> {
+    let too_large = || Error::BodyTooLarge { limit: bounds.max };
+    if announced(headers).is_some_and(|len| len > bounds.max as u64) {
+        return Err(too_large());
+    }
+    let mut held = Chunks::default();
+    while !body.is_end_stream() {
+        let Some(frame) = body.frame().await else { break };
+        let Ok(data) = frame.map_err(|_| Error::ClientBody)?.into_data() else { continue };
+        held.push(data);
+        if held.len() > bounds.max as u64 {
+            return Err(too_large());
+        }
+        if held.len() > bounds.replay as u64 {
+            return partial(call, headers, held, body, bounds);
+        }
+    }
+    whole(call, headers, held)
+}
+
+/// How the bytes of a body are to be read.
+enum Form {
+    Json,
+    /// Multipart, or JSON whose keys need a second look: read in one piece.
+    Whole,
+    /// Compressed.
+    Coded(Vec<Coding>),
+    /// In a coding nobody here knows.
+    Opaque,
+}
+
+fn form(call: &Call<'_>, headers: &HeaderMap) -> Form {
+    let values = headers.get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    match codings(values) {
+        None => Form::Opaque,
+        Some(coded) if !coded.is_empty() => Form::Coded(coded),
+        Some(_) if call.any_case || text(headers, CONTENT_TYPE).is_some_and(|kind| kind.starts_with("multipart/")) => {
+            Form::Whole
+        }
+        Some(_) => Form::Json,
+    }
+}
+
+fn whole(call: &Call<'_>, headers: &HeaderMap, held: Chunks) -> Result<Read, Error> {
+    let (mut plain, mut input_estimate) = (false, held.iter().map(|chunk| estimate_input(chunk)).sum());
+    let asked = match form(call, headers) {
+        Form::Json => {
+            plain = true;
+            let mut sniffer = Sniffer::new(call);
+            for chunk in held.iter() {
+                sniffer.feed(chunk)?;
+            }
+            sniffer.finish()?
+        }
+        Form::Whole => sniff(call, text(headers, CONTENT_TYPE), &held.joined())?,
+        Form::Coded(coded) => {
+            let clear = decoded(&coded, &held).ok_or_else(undecodable)?;
+            input_estimate = estimate_input(&clear);
+            sniff(call, text(headers, CONTENT_TYPE), &clear)?
+        }
+        Form::Opaque if call.body_model => return Err(undecodable().into()),
+        Form::Opaque => Asked::default(),
+    };
+    Ok(Read { taken: Taken::Held(held), asked, input_estimate, plain })
+}
+
+fn partial(call: &Call<'_>, headers: &HeaderMap, head: Chunks, tail: Incoming, bounds: Bounds) -> Result<Read, Error> {
+    let mut sniffer = matches!(form(call, headers), Form::Json).then(|| Sniffer::new(call));
+    if let Some(sniffer) = &mut sniffer {
+        for chunk in head.iter() {
+            sniffer.feed(chunk)?;
+        }
+    }
+    let asked = sniffer.as_ref().map(Sniffer::so_far).unwrap_or_default();
+    let seen: u64 = head.iter().map(|chunk| estimate_input(chunk)).sum();
+    // What is still to come is unlikely to be denser than what was seen.
+    let announced = announced(headers).unwrap_or(head.len());
+    let input_estimate = seen.saturating_mul(announced) / head.len().max(1);
+    let left = bounds.max as u64 - head.len();
+    let rest = Rest { head, tail, sniffer, left };
+    Ok(Read { taken: Taken::Partial(Box::new(rest)), asked, input_estimate, plain: false })
+}
+
+/// A bounded copy without its compression; `None` when it is damaged or grows beyond bounds.
+fn decoded(coded: &[Coding], held: &Chunks) -> Option<Vec<u8>> {
+    const MAX_DECODED: usize = 32 << 20;
+    let mut decoder = Decoder::new(coded);
+    let mut clear = Vec::new();
+    for chunk in held.iter() {
+        decoder.feed(chunk, &mut |piece| {
+            if clear.len() <= MAX_DECODED {
+                clear.extend_from_slice(piece);
+            }
+        });
+    }
+    (!decoder.failed() && clear.len() <= MAX_DECODED).then_some(clear)
+}
+
+fn undecodable() -> BadRequest {
+    BadRequest {
+        param: None,
+        message: "the request's content-encoding cannot be read; send gzip, deflate, br, zstd or none".to_owned(),
+    }
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+impl Taken {
+    /// The body for one attempt; `None` when it was sent before and cannot be again.
+    pub(super) fn attempt(&mut self, last: bool) -> Option<Outgoing> {
+        match self {
+            Self::Held(held) if held.is_empty() => Some(Outgoing::Empty),
+            Self::Held(held) if last => Some(Outgoing::Held(std::mem::take(held))),
+            Self::Held(held) => Some(Outgoing::Held(held.clone())),
+            Self::Partial(_) => match std::mem::replace(self, Self::Held(Chunks::default())) {
+                Self::Partial(rest) => Some(Outgoing::Streamed(Box::pin(*rest))),
+                Self::Held(_) => None,
+            },
+        }
+    }
+
+    /// Puts in the field that asks for usage at the end of a stream.
+    pub(super) fn ask_for_usage(&mut self, asked: &Asked) {
+        if let Self::Held(held) = self
+            && let Some(spliced) = asked.with_include_usage(&held.joined())
+        {
+            *held = Chunks::from(spliced);
+        }
+    }
+
+    /// True when a second attempt is possible.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self, Self::Held(_))
+    }
+}
+
+impl Body for Rest {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(chunk) = self.head.pop() {
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        let frame = match std::task::ready!(Pin::new(&mut self.tail).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            None => {
+                let ended = self.sniffer.take().map_or(Ok(()), |sniffer| sniffer.finish().map(|_| ()));
+                return Poll::Ready(ended.err().map(|bad| Err(bad.into())));
+            }
+        };
+        let Some(data) = frame.data_ref() else { return Poll::Ready(Some(Ok(frame))) };
+        let Some(left) = self.left.checked_sub(data.len() as u64) else {
+            return Poll::Ready(Some(Err("the request body is longer than limits.max_body".into())));
+        };
+        self.left = left;
+        if let Some(sniffer) = &mut self.sniffer {
+            if let Err(bad) = sniffer.feed(data) {
+                return Poll::Ready(Some(Err(bad.into())));
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // The end of a body of known length is where the sniffer's last word is due.
+        self.head.is_empty() && self.sniffer.is_none() && self.tail.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.tail.size_hint();
+        let head = self.head.len();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + head);
+        }
+        hint.set_lower(hint.lower() + head);
+        hint
+    }
+}

@@ -1,0 +1,254 @@
+//! The last step: [`Account`] corrects the limits, counts the keys' use and writes the entry, exactly once.
+//!
+//! Owns what becomes of a request once its answer has ended, however it ended; leaves the arithmetic of limits to
+//! `limit` and the disk to `storage::ledger`. Counting tokens the provider did not report takes milliseconds, so it
+//! happens on a thread of its own, never on the way of a response.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use crate::clock::{Clock, Nanos};
+use crate::entry::{Entry, Outcome};
+use crate::limit::Permit;
+use crate::proxy::metrics::{Families, ProviderMetrics};
+use crate::storage::{KeyState, Ledger, ProviderKeyState};
+use crate::tally::Tally;
+use crate::tokens;
+use crate::unit::{TokensSource, Usage};
+
+/// Answers waiting for their tokens to be counted; beyond it the quick estimate is taken at once.
+const WAITING: usize = 1024;
+/// A vocabulary takes 40 MB: it is dropped when nothing was counted for this long.
+/// What the ledger shows when the client left before an answer's head; nginx's word for it.
+const CLIENT_CLOSED: u16 = 499;
+const UNLOAD_AFTER: Duration = Duration::from_secs(120);
+
+/// What settling needs of the program.
+#[derive(Debug)]
+pub(super) struct Books {
+    pub(super) clock: Clock,
+    pub(super) ledger: Ledger,
+    pub(super) families: Families,
+    counting: SyncSender<Box<Closed>>,
+}
+
+/// How an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// To its last byte.
+    Complete,
+    /// The client left.
+    ClientLeft,
+    /// Our own shutdown.
+    Drained,
+    /// The upstream broke off.
+    UpstreamBroke,
+}
+
+/// One request's open account. Settled when told to, else when dropped: as left by the client.
+#[derive(Debug)]
+pub(super) struct Account {
+    inner: Option<Box<Open>>,
+}
+
+/// What an account holds while it is open.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) books: Arc<Books>,
+    pub(super) entry: Entry,
+    pub(super) started: Nanos,
+    pub(super) permit: Option<Permit>,
+    pub(super) key: Option<Arc<KeyState>>,
+    pub(super) provider_key: Option<Arc<ProviderKeyState>>,
+    pub(super) metrics: ProviderMetrics,
+    /// Tokens the request is thought to hold.
+    pub(super) input_estimate: u64,
+    /// The call consumes tokens, if it succeeds.
+    pub(super) consumes: bool,
+}
+
+/// An account whose answer has ended, to be counted and written.
+#[derive(Debug)]
+struct Closed {
+    open: Box<Open>,
+    tally: Tally,
+    end: End,
+}
+
+/// What a provider key went through, for choosing among keys.
+fn note_health(key: &ProviderKeyState, entry: &Entry) {
+    key.stats.in_flight.fetch_sub(1, Ordering::Relaxed);
+    if key.environment {
+        key.stats.used.touch(entry.time_ms);
+    }
+    match entry.outcome {
+        Outcome::Ok => key.stats.failures.store(0, Ordering::Relaxed),
+        Outcome::UpstreamError => {
+            key.stats.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        Outcome::AbortedByDrain | Outcome::ClientDisconnected | Outcome::Refused => {}
+    }
+}
+
+impl Books {
+    /// Starts the counting thread, which ends when the last `Books` has gone.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(super) fn new(clock: Clock, ledger: Ledger, families: Families) -> std::io::Result<Self> {
+        let (counting, waiting) = sync_channel(WAITING);
+        std::thread::Builder::new().name("sidekey-count".to_owned()).spawn(move || count(&waiting))?;
+        Ok(Self { clock, ledger, families, counting })
+    }
+}
+
+fn count(waiting: &Receiver<Box<Closed>>) {
+    loop {
+        match waiting.recv_timeout(UNLOAD_AFTER) {
+            Ok(mut closed) => {
+                closed.estimate(true);
+                closed.write();
+            }
+            Err(RecvTimeoutError::Timeout) => tokens::unload(),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+impl Account {
+    pub(super) fn new(open: Open) -> Self {
+        Self { inner: Some(Box::new(open)) }
+    }
+
+    /// Holds the permit until the request is settled.
+    pub(super) fn hold(&mut self, permit: Option<Permit>) {
+        if let Some(open) = &mut self.inner {
+            open.permit = permit;
+        }
+    }
+
+    /// What is open, to be filled in as the request goes on.
+    pub(super) fn open(&mut self) -> Option<&mut Open> {
+        self.inner.as_deref_mut()
+    }
+
+    /// Settles; a second call does nothing.
+    pub(super) fn settle(&mut self, tally: Tally, end: End) {
+        let Some(open) = self.inner.take() else { return };
+        let mut closed = Box::new(Closed { open, tally, end });
+        closed.close();
+        if !closed.needs_count() {
+            return closed.write();
+        }
+        let books = Arc::clone(&closed.open.books);
+        if let Err(error) = books.counting.try_send(closed) {
+            let (std::sync::mpsc::TrySendError::Full(mut closed) | std::sync::mpsc::TrySendError::Disconnected(mut closed)) = error;
+            closed.estimate(false);
+            closed.write();
+        }
+    }
+
+    /// Settles a request that sidekey refused, or that no upstream answered: nothing was consumed.
+    pub(super) fn refuse(&mut self, status: u16, code: &'static str, outcome: Outcome) {
+        let Some(mut open) = self.inner.take() else { return };
+        open.entry.status = status;
+        open.entry.outcome = outcome;
+        open.entry.error_code = Some(code.into());
+        open.consumes = false;
+        let mut closed = Box::new(Closed { open, tally: Tally::default(), end: End::Complete });
+        closed.open.entry.latency_us = closed.elapsed_us();
+        closed.write();
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.settle(Tally::default(), End::ClientLeft);
+    }
+}
+
+impl Closed {
+    fn elapsed_us(&self) -> u64 {
+        self.open.books.clock.now().saturating_sub(self.open.started) / 1_000
+    }
+
+    /// Takes over what the tally says.
+    fn close(&mut self) {
+        let elapsed = self.elapsed_us();
+        let entry = &mut self.open.entry;
+        entry.latency_us = elapsed;
+        entry.tokens = self.tally.usage;
+        entry.model_reported = self.tally.model_reported.take().map(Arc::from);
+        entry.outcome = match self.end {
+            End::ClientLeft => Outcome::ClientDisconnected,
+            End::Drained => Outcome::AbortedByDrain,
+            End::UpstreamBroke => Outcome::UpstreamError,
+            End::Complete if entry.status >= 400 || self.tally.error.is_some() => Outcome::UpstreamError,
+            End::Complete => Outcome::Ok,
+        };
+        if let Some(error) = self.tally.error.take() {
+            entry.error_code = error.code.or(error.kind).map(Arc::from);
+        } else if self.end == End::UpstreamBroke {
+            entry.error_code = Some("upstream_truncated".into());
+        }
+        entry.tokens_source = match entry.tokens.is_empty() {
+            true => TokensSource::None,
+            false => TokensSource::Reported,
+        };
+    }
+
+    /// True when the provider's figures are absent, or were cut off before the last of them.
+    fn needs_count(&self) -> bool {
+        let entry = &self.open.entry;
+        let answered = self.open.consumes && entry.status < 400 && entry.attempts > 0;
+        answered && (entry.tokens.is_empty() || self.is_cut_off())
+    }
+
+    /// Figures of a stream that ended early are those of its beginning.
+    fn is_cut_off(&self) -> bool {
+        self.end != End::Complete && !self.tally.ended
+    }
+
+    /// Fills in what is not reported: exactly with a vocabulary, or quickly by size.
+    fn estimate(&mut self, exact: bool) {
+        let entry = &mut self.open.entry;
+        let model = entry.model_reported.as_deref().or(entry.model_requested.as_deref());
+        let output = match exact {
+            true => tokens::estimate_output(model, &self.tally.text),
+            false => self.tally.text.bytes().div_ceil(4),
+        };
+        let input = entry.tokens.input.unwrap_or(self.open.input_estimate);
+        // A running figure may be ahead of what was seen, never behind what was relayed.
+        let output = entry.tokens.output.unwrap_or(0).max(output);
+        entry.tokens = Usage {
+            input: Some(input),
+            output: Some(output),
+            total: Some(input.saturating_add(output)),
+            ..entry.tokens
+        };
+        entry.tokens_source = TokensSource::Estimated;
+    }
+
+    fn write(mut self: Box<Self>) {
+        let open = &mut *self.open;
+        let now = open.books.clock.now();
+        let charged = open.entry.tokens.billable();
+        match open.permit.take() {
+            // Nothing went upstream: the request never was.
+            Some(permit) if open.entry.attempts == 0 => permit.refund(),
+            Some(permit) => permit.settle(now, charged),
+            None => {}
+        }
+        if let Some(provider_key) = &open.provider_key {
+            note_health(provider_key, &open.entry);
+        }
+        if open.entry.status == 0 {
+            open.entry.status = CLIENT_CLOSED;
+        }
+        open.metrics.record(&open.entry);
+        // A full queue is counted and logged by the ledger; the answer is not ours to break for it.
+        let _ = open.books.ledger.record(self.open.entry);
+    }
+}

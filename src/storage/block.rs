@@ -1,0 +1,498 @@
+//! Ledger entries packed into blocks small enough for one row.
+//!
+//! Owns the stored form of an entry and of a block. Leaves when entries become blocks to `storage::tail` and reading them in
+//! order to `storage::query`.
+//!
+//! # Form
+//! Key: `epoch ms u64 | first sequence number u64`, big-endian. Every entry of a block arrived at or before its epoch,
+//! and epochs never step back. Value: `version 1 | codec u8 | entries u16 | earliest ms u64 | latest ms u64 | unpacked
+//! length u32`, then the entries in postcard, one after the other, plain or as one zstd frame.
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{Entry, Outcome};
+use crate::id::{KeyId, KeySource, RequestId};
+use crate::unit::{TokensSource, Usage};
+
+use super::engine::MAX_VALUE;
+
+const VERSION: u8 = 1;
+pub(super) const HEAD_LEN: usize = 24;
+const LEVEL: i32 = 1;
+/// What an unpacked block may be at most: a guard against a damaged length.
+const MAX_UNPACKED: usize = 1 << 20;
+pub(super) const KEY_LEN: usize = 16;
+
+/// A block's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct BlockKey {
+    pub(super) epoch_ms: u64,
+    pub(super) first_seq: u64,
+}
+
+impl BlockKey {
+    pub(super) fn to_bytes(self) -> [u8; KEY_LEN] {
+        (u128::from(self.epoch_ms) << 64 | u128::from(self.first_seq)).to_be_bytes()
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let both = u128::from_be_bytes(bytes.try_into().ok()?);
+        Some(Self { epoch_ms: (both >> 64) as u64, first_seq: both as u64 })
+    }
+}
+
+/// How a block's entries are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Codec {
+    Plain = 0,
+    Zstd = 1,
+}
+
+/// What a block says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) codec: Codec,
+    pub(super) entries: u16,
+    pub(super) earliest_ms: u64,
+    pub(super) latest_ms: u64,
+    unpacked: u32,
+}
+
+impl Head {
+    /// A block without entries, of this time.
+    pub(super) fn empty(time_ms: u64) -> [u8; HEAD_LEN] {
+        let mut out = [0; HEAD_LEN];
+        out[0] = VERSION;
+        out[4..12].copy_from_slice(&time_ms.to_be_bytes());
+        out[12..20].copy_from_slice(&time_ms.to_be_bytes());
+        out
+    }
+
+    /// `None` when `value` is not a block, or one of a later version.
+    pub(super) fn read(value: &[u8]) -> Option<Self> {
+        let head = value.first_chunk::<HEAD_LEN>()?;
+        let u64_at = |at: usize| head[at..at + 8].try_into().ok().map(u64::from_be_bytes);
+        let codec = match (head[0], head[1]) {
+            (VERSION, 0) => Codec::Plain,
+            (VERSION, 1) => Codec::Zstd,
+            _ => return None,
+        };
+        let unpacked = u32::from_be_bytes(head[20..24].try_into().ok()?);
+        let entries = u16::from_be_bytes([head[2], head[3]]);
+        Some(Self { codec, entries, earliest_ms: u64_at(4)?, latest_ms: u64_at(12)?, unpacked })
+    }
+}
+
+/// An entry as stored, borrowing its texts. Field order is the form: a new field needs a new block version.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct StoredEntry<'a> {
+    request_id: [u8; 16],
+    pub(super) time_ms: u64,
+    pub(super) virtual_key: Option<[u8; 8]>,
+    pub(super) user: Option<&'a str>,
+    pub(super) team: Option<&'a str>,
+    pub(super) group: Option<&'a str>,
+    pub(super) provider: &'a str,
+    pub(super) provider_key: Option<[u8; 8]>,
+    pub(super) key_source: Option<KeySource>,
+    dialect: &'a str,
+    pub(super) endpoint: &'a str,
+    pub(super) model_requested: Option<&'a str>,
+    pub(super) model_reported: Option<&'a str>,
+    stream: bool,
+    pub(super) tokens: Usage,
+    pub(super) tokens_source: TokensSource,
+    pub(super) cost_nano_usd: Option<u64>,
+    status: u16,
+    pub(super) outcome: Outcome,
+    error_code: Option<&'a str>,
+    latency_us: u64,
+    ttfb_us: u64,
+    overhead_ns: u64,
+    attempts: u32,
+    upstream_request_id: Option<&'a str>,
+}
+
+impl<'a> StoredEntry<'a> {
+    fn of(entry: &'a Entry) -> Self {
+        Self {
+            request_id: *entry.request_id.as_bytes(),
+            time_ms: entry.time_ms,
+            virtual_key: entry.virtual_key.map(|id| *id.as_bytes()),
+            user: entry.user.as_deref(),
+            team: entry.team.as_deref(),
+            group: entry.group.as_deref(),
+            provider: &entry.provider,
+            provider_key: entry.provider_key.map(|id| *id.as_bytes()),
+            key_source: entry.key_source,
+            dialect: &entry.dialect,
+            endpoint: &entry.endpoint,
+            model_requested: entry.model_requested.as_deref(),
+            model_reported: entry.model_reported.as_deref(),
+            stream: entry.stream,
+            tokens: entry.tokens,
+            tokens_source: entry.tokens_source,
+            cost_nano_usd: entry.cost_nano_usd,
+            status: entry.status,
+            outcome: entry.outcome,
+            error_code: entry.error_code.as_deref(),
+            latency_us: entry.latency_us,
+            ttfb_us: entry.ttfb_us,
+            overhead_ns: entry.overhead_ns,
+            attempts: entry.attempts,
+            upstream_request_id: entry.upstream_request_id.as_deref(),
+        }
+    }
+
+    pub(super) fn to_entry(&self) -> Entry {
+        Entry {
+            request_id: RequestId::from_bytes(self.request_id),
+            time_ms: self.time_ms,
+            virtual_key: self.virtual_key.map(KeyId::from_bytes),
+            user: self.user.map(Into::into),
+            team: self.team.map(Into::into),
+            group: self.group.map(Into::into),
+            provider: self.provider.into(),
+            provider_key: self.provider_key.map(KeyId::from_bytes),
+            key_source: self.key_source,
+            dialect: self.dialect.into(),
+            endpoint: self.endpoint.into(),
+            model_requested: self.model_requested.map(Into::into),
+            model_reported: self.model_reported.map(Into::into),
+            stream: self.stream,
+            tokens: self.tokens,
+            tokens_source: self.tokens_source,
+            cost_nano_usd: self.cost_nano_usd,
+            status: self.status,
+            outcome: self.outcome,
+            error_code: self.error_code.map(Into::into),
+            latency_us: self.latency_us,
+            ttfb_us: self.ttfb_us,
+            overhead_ns: self.overhead_ns,
+            attempts: self.attempts,
+            upstream_request_id: self.upstream_request_id.map(Into::into),
+        }
+    }
+
+    /// The model a caller knows: the one asked for, else the one the provider named.
+    pub(super) fn model(&self) -> Option<&'a str> {
+        self.model_requested.or(self.model_reported)
+    }
+}
+
+/// Entries in postcard, one after the other, not yet in blocks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Packed {
+    bytes: Vec<u8>,
+    /// Where each entry ends in `bytes`, and when it arrived.
+    ends: Vec<(u32, u64)>,
+}
+
+impl Packed {
+    pub(super) fn push(&mut self, entry: &Entry) {
+        let start = self.bytes.len();
+        if let Err(error) = postcard::serialize_with_flavor(&StoredEntry::of(entry), Appending(&mut self.bytes)) {
+            // Writing plain values to memory cannot fail.
+            tracing::error!(%error, "a ledger entry is not encodable and is lost");
+            return self.bytes.truncate(start);
+        }
+        if self.bytes.len() - start > MAX_VALUE - HEAD_LEN {
+            // Texts of a hostile client; what is counted must stay, the texts need not.
+            self.bytes.truncate(start);
+            return self.push(&shortened(entry));
+        }
+        self.ends.push((self.bytes.len() as u32, entry.time_ms));
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn iter(&self) -> Entries<'_> {
+        Entries::new(&self.bytes, self.ends.len() as u32)
+    }
+
+    pub(super) fn append(&mut self, other: &Self) {
+        let base = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(&other.bytes);
+        self.ends.extend(other.ends.iter().map(|(end, time)| (base + end, *time)));
+    }
+
+    pub(super) fn entries(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn latest_ms(&self) -> u64 {
+        self.ends.iter().map(|(_, time)| *time).max().unwrap_or(0)
+    }
+
+    /// Forgets everything; a buffer that an outage made large is given back.
+    pub(super) fn clear(&mut self) {
+        if self.bytes.capacity() > 1 << 20 {
+            *self = Self::default();
+        }
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
+    /// The entries from `first` on that fit `bytes`, at least one; where they stop.
+    pub(super) fn fitting(&self, first: usize, bytes: usize) -> usize {
+        let start = self.start(first);
+        let fits = self.ends[first..].iter().take_while(|(end, _)| *end as usize - start <= bytes).count();
+        first + fits.max(1)
+    }
+
+    /// How long the entries `first..end` are.
+    pub(super) fn len_between(&self, first: usize, end: usize) -> usize {
+        self.start(end) - self.start(first)
+    }
+
+    fn start(&self, entry: usize) -> usize {
+        if entry == 0 { 0 } else { self.ends[entry - 1].0 as usize }
+    }
+
+    /// The entries `first..end` as one block in `codec`; `None` when it is over [`MAX_VALUE`].
+    pub(super) fn block(&self, first: usize, end: usize, codec: Codec, packer: &mut Packer) -> Option<Vec<u8>> {
+        let body = &self.bytes[self.start(first)..self.start(end)];
+        let times = self.ends[first..end].iter().map(|(_, time)| *time);
+        let entries = u16::try_from(end - first).ok()?;
+        let mut out = Vec::with_capacity(MAX_VALUE);
+        out.extend_from_slice(&[VERSION, codec as u8]);
+        out.extend_from_slice(&entries.to_be_bytes());
+        out.extend_from_slice(&times.clone().min()?.to_be_bytes());
+        out.extend_from_slice(&times.max()?.to_be_bytes());
+        out.extend_from_slice(&u32::try_from(body.len()).ok()?.to_be_bytes());
+        match codec {
+            Codec::Plain => out.extend_from_slice(body),
+            Codec::Zstd => out.extend_from_slice(packer.compress(body)?),
+        }
+        (out.len() <= MAX_VALUE).then_some(out)
+    }
+}
+
+/// Lets postcard write to the end of a buffer.
+struct Appending<'a>(&'a mut Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Appending<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// The same request with its free texts cut: nothing that is counted or grouped by key changes.
+fn shortened(entry: &Entry) -> Entry {
+    let cut = |text: &Option<std::sync::Arc<str>>| text.as_deref().map(|text| cut_at(text, 128).into());
+    Entry {
+        user: cut(&entry.user),
+        team: cut(&entry.team),
+        group: cut(&entry.group),
+        provider: cut_at(&entry.provider, 128).into(),
+        dialect: cut_at(&entry.dialect, 128).into(),
+        endpoint: cut_at(&entry.endpoint, 128).into(),
+        model_requested: cut(&entry.model_requested),
+        model_reported: cut(&entry.model_reported),
+        error_code: cut(&entry.error_code),
+        upstream_request_id: cut(&entry.upstream_request_id),
+        ..entry.clone()
+    }
+}
+
+fn cut_at(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+/// A compressor and its buffer, kept between blocks.
+pub(super) struct Packer {
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    out: Vec<u8>,
+}
+
+impl std::fmt::Debug for Packer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Packer").finish_non_exhaustive()
+    }
+}
+
+impl Packer {
+    pub(super) fn new() -> Self {
+        Self { zstd: None, out: Vec::new() }
+    }
+
+    fn compress(&mut self, body: &[u8]) -> Option<&[u8]> {
+        if self.zstd.is_none() {
+            self.zstd = zstd::bulk::Compressor::new(LEVEL).ok();
+        }
+        self.out.resize(zstd::zstd_safe::compress_bound(body.len()), 0);
+        let len = self.zstd.as_mut()?.compress_to_buffer(body, &mut self.out[..]).ok()?;
+        Some(&self.out[..len])
+    }
+}
+
+/// A decompressor and its buffer, kept between blocks.
+pub(super) struct Unpacker {
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+    out: Vec<u8>,
+}
+
+impl Unpacker {
+    pub(super) fn new() -> Self {
+        Self { zstd: None, out: Vec::new() }
+    }
+
+    /// The entries of a block, in the order they were recorded; `None` when the block is damaged.
+    pub(super) fn unpack<'a>(&'a mut self, value: &'a [u8]) -> Option<Entries<'a>> {
+        let head = Head::read(value)?;
+        let body = &value[HEAD_LEN..];
+        let unpacked = head.unpacked as usize;
+        let body = match head.codec {
+            Codec::Plain => body,
+            Codec::Zstd if unpacked > MAX_UNPACKED => return None,
+            Codec::Zstd => {
+                if self.zstd.is_none() {
+                    self.zstd = zstd::bulk::Decompressor::new().ok();
+                }
+                self.out.resize(unpacked, 0);
+                let len = self.zstd.as_mut()?.decompress_to_buffer(body, &mut self.out[..]).ok()?;
+                &self.out[..len]
+            }
+        };
+        (body.len() == unpacked).then(|| Entries::new(body, head.entries.into()))
+    }
+}
+
+/// Iterates over a block.
+#[derive(Debug)]
+pub(super) struct Entries<'a> {
+    rest: &'a [u8],
+    left: u32,
+}
+
+impl<'a> Entries<'a> {
+    /// The first `left` of the entries in `bytes`, plain and one after the other.
+    pub(super) fn new(bytes: &'a [u8], left: u32) -> Self {
+        Self { rest: bytes, left }
+    }
+}
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = StoredEntry<'a>;
+
+    fn next(&mut self) -> Option<StoredEntry<'a>> {
+        self.left = self.left.checked_sub(1)?;
+        let (entry, rest) = postcard::take_from_bytes(self.rest).ok()?;
+        self.rest = rest;
+        Some(entry)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An entry like those of real traffic.
+    pub(in crate::storage) fn entry(n: u64) -> Entry {
+        let key = |n: u64| KeyId::from_bytes(n.to_be_bytes());
+        Entry {
+            request_id: RequestId::new(1_700_000_000_000 + n),
+            time_ms: 1_700_000_000_000 + n,
+            virtual_key: Some(key(n % 3)),
+            user: Some(["alice", "bob"][n as usize % 2].into()),
+            team: (!n.is_multiple_of(5)).then(|| "t1".into()),
+            group: n.is_multiple_of(7).then(|| "job-1".into()),
+            provider: ["openai", "anthropic"][n as usize % 2].into(),
+            provider_key: Some(key(100 + n % 2)),
+            key_source: Some([KeySource::User, KeySource::Team, KeySource::System][n as usize % 3]),
+            dialect: "openai".into(),
+            endpoint: "chat".into(),
+            model_requested: Some("gpt-4o-mini".into()),
+            model_reported: Some("gpt-4o-mini-2024-07-18".into()),
+            stream: n.is_multiple_of(2),
+            tokens: Usage { input: Some(100 + n), output: Some(n), total: Some(100 + 2 * n), ..Usage::default() },
+            tokens_source: TokensSource::Reported,
+            cost_nano_usd: Some(1000 * n),
+            status: 200,
+            outcome: Outcome::Ok,
+            error_code: None,
+            latency_us: 700_000 + n * 13,
+            ttfb_us: 200_000 + n * 7,
+            overhead_ns: 12_000 + n,
+            attempts: 1,
+            upstream_request_id: Some(format!("req_{:024x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).into()),
+        }
+    }
+
+    #[test]
+    fn keys_sort_by_time_then_sequence() {
+        let keys = [(1, 9), (2, 0), (2, 1), (256, 0)].map(|(epoch_ms, first_seq)| BlockKey { epoch_ms, first_seq });
+        for pair in keys.windows(2) {
+            assert!(pair[0].to_bytes() < pair[1].to_bytes());
+            assert_eq!(BlockKey::from_bytes(&pair[0].to_bytes()), Some(pair[0]));
+        }
+        assert_eq!(BlockKey::from_bytes(b"short"), None);
+    }
+
+    #[test]
+    fn hostile_texts_are_cut_and_counted() {
+        let mut packed = Packed::default();
+        packed.push(&Entry { model_requested: Some("é".repeat(10_000).into()), ..entry(1) });
+        let block = packed.block(0, 1, Codec::Plain, &mut Packer::new()).unwrap();
+        let mut unpacker = Unpacker::new();
+        let back = unpacker.unpack(&block).unwrap().next().unwrap().to_entry();
+        assert_eq!(back.tokens, entry(1).tokens);
+        assert_eq!(back.model_requested.unwrap().len(), 128);
+    }
+
+    #[test]
+    fn damage_is_noticed_not_fatal() {
+        let mut packed = Packed::default();
+        (0..20).for_each(|n| packed.push(&entry(n)));
+        let block = packed.block(0, 20, Codec::Zstd, &mut Packer::new()).unwrap();
+        let mut unpacker = Unpacker::new();
+        for at in 0..block.len() {
+            let mut bad = block.clone();
+            bad[at] ^= 0x55;
+            if let Some(entries) = unpacker.unpack(&bad) {
+                entries.for_each(drop);
+            }
+            assert!(unpacker.unpack(&block[..at]).is_none_or(|entries| entries.count() < 20), "cut at {at}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn what_is_packed_unpacks(count in 1_usize..60, cut in 0_usize..60, plain in any::<bool>()) {
+            let entries: Vec<Entry> = (0..count as u64).map(entry).collect();
+            let mut packed = Packed::default();
+            entries.iter().for_each(|entry| packed.push(entry));
+            let cut = cut % count;
+            let codec = if plain { Codec::Plain } else { Codec::Zstd };
+            if let Some(block) = packed.block(cut, count, codec, &mut Packer::new()) {
+                let mut unpacker = Unpacker::new();
+                let back: Vec<Entry> = unpacker.unpack(&block).unwrap().map(|stored| stored.to_entry()).collect();
+                prop_assert_eq!(&back[..], &entries[cut..]);
+                let head = Head::read(&block).unwrap();
+                prop_assert_eq!(head.earliest_ms, entries[cut].time_ms);
+                prop_assert_eq!(head.latest_ms, entries[count - 1].time_ms);
+            }
+        }
+    }
+}

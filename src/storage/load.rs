@@ -1,0 +1,276 @@
+//! Reading a store as a whole: checks that it is ours, of a known version, complete, and opens every record.
+//!
+//! Owns the `meta` tree and the manifest that notices lost rows. Leaves opening files to `storage::engine`, and what
+//! to do about damage to `storage::recover`.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::KeyId;
+use crate::limit::SavedLimits;
+use crate::provider_key::{Origin, ProviderKey};
+use crate::secret::Secret;
+use crate::virtual_key::{DigestKey, VirtualKey};
+
+use super::StoreError;
+use super::block::{BlockKey, Entries, Unpacker};
+use super::checksum::Checksum;
+use super::counters::{AS_OF, AsOf, Counted, counted, read_saved};
+use super::engine::{Change, Engine, EngineError, Tree, guarded};
+use super::journal::Frame;
+use super::records::{checksum, open_row, read_record};
+use super::snapshot::SavedStats;
+use super::tail::{BlocksEnd, Tail};
+use super::vault::{Place, Vault, VaultError};
+
+/// The version of the whole store: what is newer than this program is refused.
+pub(super) const FORMAT: u32 = 1;
+
+const FORMAT_KEY: &[u8] = b"format";
+const MASTER_KEY: &[u8] = b"master";
+const DIGEST_KEY: &[u8] = b"digest_key";
+const MANIFEST_KEY: &[u8] = b"manifest";
+
+/// What the records' trees hold, sealed in `meta` by the same commit that changes them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    /// Counts commits of records.
+    pub(super) generation: u64,
+    sums: [Checksum; Tree::RECORDS.len()],
+}
+
+impl Manifest {
+    pub(super) fn sum_mut(&mut self, tree: Tree) -> Option<&mut Checksum> {
+        let at = Tree::RECORDS.iter().position(|each| *each == tree)?;
+        self.sums.get_mut(at)
+    }
+
+    pub(super) fn to_change(&self, vault: &Vault) -> Result<Change, StoreError> {
+        let plain = postcard::to_stdvec(self).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        Ok(Change {
+            tree: Tree::Meta,
+            key: MANIFEST_KEY.to_vec(),
+            value: Some(vault.seal(meta(MANIFEST_KEY), &plain)?),
+        })
+    }
+
+    fn read(vault: &Vault, row: &[u8]) -> Result<Self, LoadError> {
+        let plain = vault.open(meta(MANIFEST_KEY), row)?;
+        postcard::from_bytes(&plain).map_err(|_| LoadError::Damaged("the manifest cannot be read".to_owned()))
+    }
+}
+
+fn meta(id: &[u8]) -> Place<'_> {
+    Place { tree: Tree::Meta.name(), id, version: 0 }
+}
+
+/// Why a store cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LoadError {
+    #[error("{0}")]
+    Damaged(String),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("format {0}")]
+    TooNew(u32),
+    #[error("another master key")]
+    WrongMaster,
+}
+
+impl From<VaultError> for LoadError {
+    fn from(error: VaultError) -> Self {
+        // The master key's fingerprint was compared before anything was opened, so this is damage.
+        Self::Damaged(error.to_string())
+    }
+}
+
+impl LoadError {
+    /// Why, when a recovery file may help.
+    pub(super) fn damage(&self) -> Option<String> {
+        match self {
+            Self::Damaged(reason) => Some(reason.clone()),
+            Self::Engine(error) if error.is_damage() => Some(error.to_string()),
+            Self::Engine(_) | Self::TooNew(_) | Self::WrongMaster => None,
+        }
+    }
+}
+
+/// A whole store, read.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) digest_key: DigestKey,
+    pub(super) manifest: Manifest,
+    pub(super) virtual_keys: Vec<VirtualKey>,
+    pub(super) provider_keys: Vec<(ProviderKey, Option<Secret>)>,
+    /// Counters as they lie on disk.
+    pub(super) saved: HashMap<Counted, SavedStats>,
+    /// Counters that entries have been added to since, as of [`Tail::next_seq`].
+    pub(super) replayed: HashMap<Counted, SavedStats>,
+    pub(super) as_of: AsOf,
+    pub(super) limits: HashMap<KeyId, SavedLimits>,
+    pub(super) tail: Tail,
+    /// Entries that should be in blocks and are not.
+    pub(super) lost: u64,
+}
+
+/// Reads and checks everything but the ledger's older blocks. `None` for an empty store.
+pub(super) fn load(engine: &Engine, vault: &Vault, journal: &[Frame]) -> Result<Option<Loaded>, LoadError> {
+    let Some(format) = engine.read(Tree::Meta, FORMAT_KEY)? else {
+        let blank = guarded(|| Ok(Tree::ALL.iter().all(|tree| engine.tree(*tree).is_empty())))?;
+        return if blank { Ok(None) } else { Err(LoadError::Damaged("the format's row is lost".to_owned())) };
+    };
+    let format = <[u8; 4]>::try_from(&format[..]).map_err(|_| LoadError::Damaged("bad format row".to_owned()))?;
+    if u32::from_be_bytes(format) > FORMAT {
+        return Err(LoadError::TooNew(u32::from_be_bytes(format)));
+    }
+    if need(engine, MASTER_KEY)? != vault.fingerprint() {
+        return Err(LoadError::WrongMaster);
+    }
+    let digest_key = vault.open(meta(DIGEST_KEY), &need(engine, DIGEST_KEY)?)?;
+    let digest_key = <[u8; 32]>::try_from(&digest_key[..]).map_err(|_| LoadError::Damaged("bad digest key".into()))?;
+    let mut manifest = Manifest::read(vault, &need(engine, MANIFEST_KEY)?)?;
+    let rows = |tree, manifest: &mut Manifest| verified_rows(engine, vault, tree, manifest);
+    let virtual_keys = rows(Tree::VirtualKeys, &mut manifest)?;
+    let provider_keys = rows(Tree::ProviderKeys, &mut manifest)?;
+    let secrets: HashMap<_, _> = rows(Tree::Secrets, &mut manifest)?.into_iter().collect();
+
+    let read = |(key, row): &(sled::IVec, sled::IVec)| read_record(vault, Tree::VirtualKeys, key, row);
+    let virtual_keys = virtual_keys.iter().map(read).collect::<Result<_, _>>()?;
+    let read = |(key, row): &(sled::IVec, sled::IVec)| {
+        let record: ProviderKey = read_record(vault, Tree::ProviderKeys, key, row)?;
+        let secret = secrets.get(key).map(|row| read_secret(vault, &record, row)).transpose()?;
+        if record.origin == Origin::Sealed && secret.is_none() {
+            return Err(LoadError::Damaged(format!("the secret of provider key {} is lost", record.id)));
+        }
+        Ok((record, secret))
+    };
+    let provider_keys = provider_keys.iter().map(read).collect::<Result<_, _>>()?;
+
+    let (as_of, saved) = read_counters(engine, vault)?;
+    let blocks = BlocksEnd::find(engine)?;
+    let tail = Tail::resume(blocks, journal, as_of.seq);
+    // The journal starts anew only when everything before it has reached the disk.
+    let journal_seq = journal.first().map_or(0, |frame| frame.first_seq);
+    let lost = journal_seq.saturating_sub(blocks.next_seq);
+    let replayed = replay(engine, &tail, as_of.seq, &saved)?;
+    let limits = engine.rows(Tree::Limits)?;
+    let limits = limits.iter().filter_map(|(key, row)| Some((key_id(key)?, read_saved(row)?))).collect();
+    Ok(Some(Loaded {
+        digest_key: DigestKey::from_bytes(digest_key),
+        manifest,
+        virtual_keys,
+        provider_keys,
+        saved,
+        replayed,
+        as_of,
+        limits,
+        tail,
+        lost,
+    }))
+}
+
+/// The rows that make an empty store one of ours.
+pub(super) fn first_rows(vault: &Vault, digest_key: &DigestKey) -> Result<Vec<Change>, StoreError> {
+    let row = |key: &[u8], value| Change { tree: Tree::Meta, key: key.to_vec(), value: Some(value) };
+    let manifest = Manifest { generation: 1, ..Manifest::default() };
+    Ok(vec![
+        row(FORMAT_KEY, FORMAT.to_be_bytes().to_vec()),
+        row(MASTER_KEY, vault.fingerprint().to_vec()),
+        row(DIGEST_KEY, vault.seal(meta(DIGEST_KEY), digest_key.expose())?),
+        manifest.to_change(vault)?,
+    ])
+}
+
+fn need(engine: &Engine, key: &[u8]) -> Result<Vec<u8>, LoadError> {
+    let row = engine.read(Tree::Meta, key)?.map(|row| row.to_vec());
+    row.ok_or_else(|| LoadError::Damaged(format!("the row {:?} is lost", String::from_utf8_lossy(key))))
+}
+
+type TreeRows = Vec<(sled::IVec, sled::IVec)>;
+
+fn verified_rows(engine: &Engine, vault: &Vault, tree: Tree, manifest: &mut Manifest) -> Result<TreeRows, LoadError> {
+    let rows = engine.rows(tree)?;
+    let found = checksum(vault, &rows);
+    match manifest.sum_mut(tree) {
+        Some(sum) if *sum != found => {
+            Err(LoadError::Damaged(format!("{} rows in {} do not match the manifest", rows.len(), tree.name())))
+        }
+        _ => Ok(rows),
+    }
+}
+
+fn read_secret(vault: &Vault, record: &ProviderKey, row: &[u8]) -> Result<Secret, LoadError> {
+    let (version, plain) = open_row(vault, Tree::Secrets, record.id.as_bytes(), row)?;
+    let text = String::from_utf8(plain.to_vec()).ok().filter(|_| version == record.version);
+    text.map(Secret::new).ok_or_else(|| LoadError::Damaged(format!("the secret of {} is another's", record.id)))
+}
+
+fn read_counters(engine: &Engine, vault: &Vault) -> Result<(AsOf, HashMap<Counted, SavedStats>), LoadError> {
+    let rows = engine.rows(Tree::Counters)?;
+    let mut found = Checksum::default();
+    let mut as_of = None;
+    let mut counters = HashMap::with_capacity(rows.len());
+    for (key, row) in &rows {
+        if &key[..] == AS_OF {
+            as_of = read_saved::<AsOf>(row);
+            continue;
+        }
+        found.add(vault.checksum_key(), key, row);
+        let (Some(key), Some(stats)) = (Counted::read(key), read_saved(row)) else {
+            return Err(LoadError::Damaged("a counter's row cannot be read".to_owned()));
+        };
+        counters.insert(key, stats);
+    }
+    match as_of {
+        Some(as_of) if as_of.sum == found => Ok((as_of, counters)),
+        None if counters.is_empty() => Ok((AsOf::default(), counters)),
+        _ => Err(LoadError::Damaged("the counters do not match their checksum".to_owned())),
+    }
+}
+
+/// Adds the entries recorded since the counters were saved.
+fn replay(
+    engine: &Engine,
+    tail: &Tail,
+    from_seq: u64,
+    saved: &HashMap<Counted, SavedStats>,
+) -> Result<HashMap<Counted, SavedStats>, LoadError> {
+    let mut replayed: HashMap<Counted, SavedStats> = HashMap::new();
+    let mut count = |first_seq: u64, entries: Entries<'_>| {
+        for stored in entries.skip(from_seq.saturating_sub(first_seq) as usize) {
+            let entry = stored.to_entry();
+            for key in counted(&entry) {
+                let before = || saved.get(&key).copied().unwrap_or_default();
+                replayed.entry(key).or_insert_with(before).add(&entry);
+            }
+        }
+    };
+    guarded(|| {
+        let tree = engine.tree(Tree::Ledger);
+        let mut start = None;
+        for row in tree.iter().rev() {
+            let (key, _) = row?;
+            let first_seq = BlockKey::from_bytes(&key).map(|at| at.first_seq);
+            start = Some(key);
+            if first_seq.is_some_and(|first_seq| first_seq <= from_seq) {
+                break;
+            }
+        }
+        let Some(start) = start else { return Ok(()) };
+        let mut unpacker = Unpacker::new();
+        for row in tree.range(start..) {
+            let (key, value) = row?;
+            if let (Some(at), Some(entries)) = (BlockKey::from_bytes(&key), unpacker.unpack(&value)) {
+                count(at.first_seq, entries);
+            }
+        }
+        Ok(())
+    })?;
+    count(tail.pending_seq(), tail.pending().iter());
+    Ok(replayed)
+}
+
+fn key_id(key: &[u8]) -> Option<KeyId> {
+    Some(KeyId::from_bytes(key.try_into().ok()?))
+}

@@ -1,0 +1,494 @@
+//! The store: keys, their secrets and the ledger, on disk and as a live view in memory.
+//!
+//! Owns everything below the data directory. The request path reads a [`Snapshot`] and pushes entries to a queue;
+//! nothing on it waits for the disk. Leaves deciding to `proxy`, and showing to `control`.
+//!
+//! ```text
+//! request path ── Snapshot (ArcSwap) ◄─┐            control plane ── change ─┐
+//!      └── Ledger::record ── queue ──► writer thread ◄────────────────────────┘
+//!                                        │ one commit, then the new snapshot
+//!                                        ▼
+//!                                      engine (sled) + recovery file
+//! ```
+//!
+//! | file | owns |
+//! |---|---|
+//! | `engine` | sled and the guards it needs |
+//! | `vault`, `master` | sealed envelopes, and the master key they hang on |
+//! | `load`, `recover`, `lock`, `backup` | opening, damage, one owner, files to keep |
+//! | `records`, `snapshot` | changes of keys, and the view of them |
+//! | `ledger`, `journal`, `tail`, `block`, `query`, `counters` | entries: in, safe, packed, out, summed |
+//! | `reference` | secrets that lie elsewhere |
+//! | `shared`, `writer` | the queue and the thread behind it |
+
+mod backup;
+mod block;
+mod checksum;
+mod counters;
+mod engine;
+mod error;
+mod journal;
+mod ledger;
+mod load;
+mod lock;
+mod master;
+mod query;
+mod records;
+mod recover;
+mod reference;
+mod shared;
+mod snapshot;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod vault;
+mod writer;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::clock::{Clock, Nanos};
+use crate::id::KeyId;
+use crate::metrics::Metrics;
+use crate::provider_key::{self, ProviderKey};
+use crate::secret::Secret;
+use crate::virtual_key::{DigestKey, VirtualKey};
+
+use counters::Counted;
+use journal::Journal;
+use lock::{DirLock, prepare_dir};
+use records::{Request, Stored};
+use recover::{Layout, Opened};
+use shared::{Command, Handle, Shared};
+use writer::{Parts, Writer};
+
+pub use error::{QueueFull, StoreError};
+pub use ledger::{Commit, Ledger};
+pub use master::{MasterKey, MasterKeyError, MasterKeyInputs, MasterKeySource};
+pub use query::{BadDimension, Cursor, Dimension, LedgerFilter, Page, UsageGroup, UsageReport, UsageTotals};
+pub use reference::{ReferenceError, References};
+pub use snapshot::{EnvironmentKey, KeyState, KeyStats, ProviderKeyState, ProviderKeyStats, Snapshot};
+pub use vault::{Place, Vault, VaultError};
+
+/// Commands that wait for the writer at most.
+const COMMANDS_MAX: usize = 1024;
+
+/// When an entry counts as recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// When it is queued; it is on disk about a commit interval later.
+    #[default]
+    Group,
+    /// When it is on disk: the response's last frame waits for that.
+    Sync,
+}
+
+/// `[store]` of the config.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSection {
+    /// `group` or `sync`.
+    pub durability: Durability,
+    /// How long entries gather before a commit, milliseconds.
+    pub commit_interval_ms: u64,
+    /// Entries that wait for a commit at most; what comes beyond is not recorded.
+    pub queue_capacity: usize,
+    /// Days the ledger is kept; 0 is for ever.
+    pub retention_days: u32,
+}
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        Self { durability: Durability::Group, commit_interval_ms: 10, queue_capacity: 65_536, retention_days: 90 }
+    }
+}
+
+/// What [`Store::open`] needs.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// The data directory.
+    pub dir: PathBuf,
+    /// Make directory, master key and store when they are not there.
+    pub create: bool,
+    /// Where the master key may come from.
+    pub master: MasterKeyInputs,
+    /// System keys the environment brings.
+    pub environment_keys: Vec<EnvironmentKey>,
+    /// `[store]` of the config.
+    pub section: StoreSection,
+    /// The time.
+    pub clock: Clock,
+    /// Where the store's families go.
+    pub metrics: Metrics,
+}
+
+/// How the store is doing, for readiness and `doctor`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StoreHealth {
+    /// True while it can be written.
+    pub up: bool,
+    /// What was damaged, when it was restored from its recovery file since the start.
+    pub recovered: Option<String>,
+    /// The last failure since the start.
+    pub last_error: Option<String>,
+    /// Monotonic time of the writer's last round; old when it is stuck.
+    pub last_progress: Nanos,
+    /// Entries waiting for a commit.
+    pub queued: usize,
+    /// Entries not recorded since the start.
+    pub dropped: u64,
+}
+
+/// A handle to the open store. Cloning shares it; the store closes when [`Store::close`] is called or the last handle
+/// goes, [`Ledger`]s not counted.
+#[derive(Clone, Debug)]
+pub struct Store {
+    shared: Handle,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Handle,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    dir: PathBuf,
+    section: StoreSection,
+    master: MasterKeySource,
+}
+
+impl Store {
+    /// Opens the store, restoring it from its recovery file when it is damaged. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When another process has it, the master key is missing or wrong, or the files are beyond repair. Nothing that
+    /// was there is overwritten then.
+    pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
+        let StoreOptions { dir, create, master, environment_keys, section, clock, metrics } = options;
+        let layout = Layout { dir: dir.clone() };
+        if !create && !layout.is_used() {
+            return Err(StoreError::Missing { dir });
+        }
+        prepare_dir(&dir)?;
+        let lock = DirLock::take(&dir)?;
+        let (vault, source) = open_vault(&layout, &master, create)?;
+        let failed = |source| StoreError::io("cannot open the journal", &layout.journal(), source);
+        let (journal, frames) = Journal::open(&layout.journal()).map_err(failed)?;
+        let mut opened = recover::open(&layout, &vault, &frames, clock.wall_ms())?;
+        drop(frames);
+        let snapshot = first_snapshot(&mut opened, environment_keys, &clock);
+        let (commands, command_queue) = sync_channel(COMMANDS_MAX);
+        let (entries, entry_queue) = channel();
+        let shared = Arc::new(Shared::new(snapshot, clock, &metrics, section.queue_capacity, commands, entries));
+        shared.note_health(|health| health.recovered = opened.recovered.clone());
+        let writer = Writer::new(Parts {
+            shared: shared.clone(),
+            commands: command_queue,
+            entries: entry_queue,
+            layout,
+            vault,
+            section: section.clone(),
+            opened,
+            journal,
+            lock,
+        });
+        let thread = std::thread::Builder::new().name("sidekey-store".to_owned()).spawn(move || writer.run());
+        let thread = thread.map_err(|source| StoreError::io("cannot start the writer of", &dir, source))?;
+        let inner = Inner { shared: shared.clone(), thread: Mutex::new(Some(thread)), dir, section, master: source };
+        Ok(Self { shared, inner: Arc::new(inner) })
+    }
+
+    /// The live view: what the request path decides by.
+    #[must_use]
+    pub fn snapshot(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.shared.snapshot.load()
+    }
+
+    /// The ledger.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        Ledger { shared: self.shared.clone(), durability: self.inner.section.durability }
+    }
+
+    /// Where the master key was found.
+    #[must_use]
+    pub fn master_key_source(&self) -> &MasterKeySource {
+        &self.inner.master
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// How the store is doing.
+    #[must_use]
+    pub fn health(&self) -> StoreHealth {
+        let mut health = self.shared.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        health.queued = self.shared.queued();
+        health.dropped = self.shared.metrics.dropped.get();
+        health
+    }
+
+    /// Adds a virtual key; its version becomes 1. Durable and live once this returns. Dropping the future does not
+    /// undo it, as for all changes below.
+    ///
+    /// # Errors
+    /// When the id is taken, the record too long, or the store not available.
+    pub async fn create_virtual_key(&self, record: VirtualKey) -> Result<Arc<KeyState>, StoreError> {
+        self.virtual_key_change(Request::CreateVirtualKey(record)).await
+    }
+
+    /// Replaces the record of a virtual key that still has version `expected`; its version grows by one.
+    ///
+    /// # Errors
+    /// When it is gone or was changed meanwhile, is too long, or the store is not available.
+    pub async fn update_virtual_key(&self, record: VirtualKey, expected: u64) -> Result<Arc<KeyState>, StoreError> {
+        self.virtual_key_change(Request::UpdateVirtualKey(record, expected)).await
+    }
+
+    /// Removes a virtual key, if `expected` is given only at this version. Its entries stay in the ledger.
+    ///
+    /// # Errors
+    /// When it is gone or was changed meanwhile, or the store is not available.
+    pub async fn delete_virtual_key(&self, id: KeyId, expected: Option<u64>) -> Result<(), StoreError> {
+        self.change(Request::DeleteVirtualKey(id, expected)).await.map(drop)
+    }
+
+    /// Adds a provider key, its secret sealed; `masked` is set here. A record whose origin is a reference brings none.
+    ///
+    /// # Errors
+    /// As [`Store::create_virtual_key`]; also when the origin is sealed and there is no secret.
+    pub async fn create_provider_key(
+        &self,
+        record: ProviderKey,
+        secret: Option<Secret>,
+    ) -> Result<Arc<ProviderKeyState>, StoreError> {
+        self.provider_key_change(Request::CreateProviderKey(record, secret)).await
+    }
+
+    /// Replaces the record of a provider key that still has version `expected`; without `secret` a sealed one keeps
+    /// the one it has.
+    ///
+    /// # Errors
+    /// As [`Store::update_virtual_key`]; also when the origin becomes sealed and there is no secret.
+    pub async fn update_provider_key(
+        &self,
+        record: ProviderKey,
+        expected: u64,
+        secret: Option<Secret>,
+    ) -> Result<Arc<ProviderKeyState>, StoreError> {
+        self.provider_key_change(Request::UpdateProviderKey(record, expected, secret)).await
+    }
+
+    /// Removes a provider key and its secret.
+    ///
+    /// # Errors
+    /// As [`Store::delete_virtual_key`].
+    pub async fn delete_provider_key(&self, id: KeyId, expected: Option<u64>) -> Result<(), StoreError> {
+        self.change(Request::DeleteProviderKey(id, expected)).await.map(drop)
+    }
+
+    /// Notes what the request path learned of a stored provider key; never waits, and a failure is only logged.
+    /// `reason` is shown to operators: it must be redacted.
+    pub fn mark_provider_key(&self, id: KeyId, status: provider_key::Status, reason: Option<String>) {
+        let (reply, _not_awaited) = oneshot::channel();
+        let request = Request::MarkProviderKey(id, status, reason);
+        if let Err(error) = self.shared.command(Command::Change(Box::new(request), reply)) {
+            tracing::error!(%id, status = status.as_str(), %error, "a provider key's status was not noted");
+        }
+    }
+
+    /// Writes a backup file, mode 0600: everything in the store, secrets still sealed, so that restoring it needs the
+    /// same master key. Cancelling leaves at most a `.partial` file.
+    ///
+    /// # Errors
+    /// When the store cannot be read or the file not written.
+    pub async fn backup(&self, path: PathBuf) -> Result<(), StoreError> {
+        self.ledger().flush().await?;
+        let (reply, rows) = oneshot::channel();
+        self.shared.command(Command::Export(reply))?;
+        let (head, rows) = rows.await.map_err(|_| StoreError::Closed)??;
+        let shared = self.shared.clone();
+        let work = move || write_backup(&shared, head, &rows, &path);
+        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Commits what is queued, saves counters and limits, and closes the files. Blocks until done; what is recorded
+    /// later is refused.
+    pub fn close(&self) {
+        self.inner.close();
+    }
+
+    async fn change(&self, request: Request) -> Result<Stored, StoreError> {
+        let (reply, done) = oneshot::channel();
+        self.shared.command(Command::Change(Box::new(request), reply))?;
+        done.await.map_err(|_| StoreError::Closed)?
+    }
+
+    async fn virtual_key_change(&self, request: Request) -> Result<Arc<KeyState>, StoreError> {
+        match self.change(request).await? {
+            Stored::VirtualKey(state) => Ok(state),
+            Stored::Nothing | Stored::ProviderKey(_) => Err(StoreError::Closed),
+        }
+    }
+
+    async fn provider_key_change(&self, request: Request) -> Result<Arc<ProviderKeyState>, StoreError> {
+        match self.change(request).await? {
+            Stored::ProviderKey(state) => Ok(state),
+            Stored::Nothing | Stored::VirtualKey(_) => Err(StoreError::Closed),
+        }
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        self.shared.close();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the store's writer ended by a panic");
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Where [`Store::open`] would take the master key from; `None` when there is none yet.
+///
+/// # Errors
+/// When a source is there and cannot be used.
+pub fn master_key_source(dir: &Path, master: &MasterKeyInputs) -> Result<Option<MasterKeySource>, MasterKeyError> {
+    Ok(master::find(master, dir)?.map(|(_, source)| source))
+}
+
+/// Puts the store of a backup file into a data directory; the file is checked whole before anything is touched. What
+/// was there moves aside, and only with `replace`; returns where to.
+///
+/// # Errors
+/// When the file is bad, the master key is not the one it was made under, a store is there, or it is in use.
+pub fn restore(
+    dir: &Path,
+    master: &MasterKeyInputs,
+    from: &Path,
+    replace: bool,
+    clock: &Clock,
+) -> Result<Option<PathBuf>, StoreError> {
+    let head = backup::verify(from)?;
+    let layout = Layout { dir: dir.to_owned() };
+    prepare_dir(dir)?;
+    let _lock = DirLock::take(dir)?;
+    if layout.is_used() && !replace {
+        return Err(StoreError::NotEmpty { dir: dir.to_owned() });
+    }
+    let (key, _) = master::find(master, dir)?.ok_or_else(|| StoreError::NoMaster { dir: dir.to_owned() })?;
+    let vault = Vault::new(&key)?;
+    if head.fingerprint != *vault.fingerprint() {
+        return Err(StoreError::WrongMaster { dir: dir.to_owned() });
+    }
+    recover::restore(&layout, &vault, from, clock.wall_ms())
+}
+
+fn open_vault(layout: &Layout, inputs: &MasterKeyInputs, create: bool) -> Result<(Vault, MasterKeySource), StoreError> {
+    let (key, source) = match master::find(inputs, &layout.dir)? {
+        Some(found) => found,
+        // Another key would make what is there unreadable for good.
+        None if layout.is_used() || !create => return Err(StoreError::NoMaster { dir: layout.dir.clone() }),
+        None => master::create(&layout.dir)?,
+    };
+    Ok((Vault::new(&key)?, source))
+}
+
+/// The snapshot of a store just opened, with counters and limits as they were left.
+fn first_snapshot(opened: &mut Opened, environment_keys: Vec<EnvironmentKey>, clock: &Clock) -> Snapshot {
+    let loaded = &mut opened.loaded;
+    let mut snapshot = build_snapshot(
+        loaded.digest_key.clone(),
+        loaded.manifest.generation,
+        std::mem::take(&mut loaded.virtual_keys),
+        std::mem::take(&mut loaded.provider_keys),
+        None,
+    );
+    let (now, wall_ms) = (clock.now(), clock.wall_ms());
+    for key in environment_keys {
+        snapshot.put_provider_key(Arc::new(ProviderKeyState::of_environment(key, wall_ms)));
+    }
+    let counters = |key: Counted| loaded.replayed.get(&key).or_else(|| loaded.saved.get(&key)).copied();
+    for state in snapshot.virtual_keys() {
+        state.stats.restore(counters(Counted::VirtualKey(state.record.id)).unwrap_or_default());
+        if let Some(saved) = loaded.limits.get(&state.record.id) {
+            state.limits.restore(saved, now, wall_ms);
+        }
+    }
+    for state in snapshot.all_provider_keys() {
+        state.stats.used.restore(counters(Counted::ProviderKey(state.record.id)).unwrap_or_default());
+    }
+    snapshot
+}
+
+/// A snapshot of these records; run-time state and keys of the environment come from the one `before`.
+fn build_snapshot(
+    digest_key: DigestKey,
+    generation: u64,
+    virtual_keys: Vec<VirtualKey>,
+    provider_keys: Vec<(ProviderKey, Option<Secret>)>,
+    before: Option<&Snapshot>,
+) -> Snapshot {
+    let mut snapshot = Snapshot::new(digest_key, generation);
+    for record in virtual_keys {
+        let known = before.and_then(|before| before.virtual_key(record.id));
+        let state = KeyState::new(record, known.map(|state| &**state));
+        snapshot.virtual_keys.insert(state.record.id, Arc::new(state));
+    }
+    for (record, secret) in provider_keys {
+        let known = before.and_then(|before| before.provider_key(record.id));
+        let state = ProviderKeyState::stored(record, secret, known.map(|state| &**state));
+        snapshot.put_provider_key(Arc::new(state));
+    }
+    for state in before.into_iter().flat_map(Snapshot::all_provider_keys).filter(|state| state.environment) {
+        snapshot.put_provider_key(state.clone());
+    }
+    snapshot
+}
+
+fn write_backup(shared: &Shared, head: backup::Head, rows: &backup::Rows, path: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::io("cannot write the backup", path, source);
+    let mut file = backup::Writer::create(path, head).map_err(failed)?;
+    for (tree, key, value) in rows {
+        file.row(*tree, key, value).map_err(failed)?;
+    }
+    let first_pending = rows.iter().find(|(tree, ..)| *tree == engine::Tree::Ledger);
+    let first_pending = first_pending.and_then(|(_, key, _)| block::BlockKey::from_bytes(key)).map(|at| at.first_seq);
+    let tree = shared.ledger.read().unwrap_or_else(PoisonError::into_inner);
+    let tree = tree.as_ref().ok_or_else(|| StoreError::Unavailable("the ledger is being reopened".to_owned()))?;
+    engine::guarded(|| {
+        for row in tree.iter() {
+            let (key, value) = row?;
+            // A block written since the rows were handed out holds the pending entries again.
+            let first_seq = block::BlockKey::from_bytes(&key).map(|at| at.first_seq);
+            if first_pending.is_none() || first_seq < first_pending {
+                file.row(engine::Tree::Ledger, &key, &value)?;
+            }
+        }
+        Ok(file.finish()?)
+    })
+    .map_err(Into::into)
+}
+
+impl Store {
+    /// What resolves references; `env_values` are the variables that `env:` origins may name.
+    #[must_use]
+    pub fn references(&self, env_values: HashMap<String, Secret>) -> References {
+        References::new(self.shared.clone(), env_values)
+    }
+}

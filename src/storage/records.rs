@@ -1,0 +1,276 @@
+//! Records of keys: their rows, and changes to them with optimistic concurrency.
+//!
+//! Owns what a change means and which rows it writes, all sealed. Leaves committing them to `storage::writer`.
+//!
+//! A record's row is `version 1 | record version u64 | envelope of its JSON`. A provider key's secret lies in a tree of
+//! its own, sealed for the record's id and version, and is sealed anew with each change of the record: an old secret
+//! put back under a new record does not open.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::id::KeyId;
+use crate::provider_key::{self, Origin, ProviderKey};
+use crate::secret::Secret;
+use crate::virtual_key::VirtualKey;
+
+use super::StoreError;
+use super::checksum::Checksum;
+use super::engine::{Change, Engine, MAX_VALUE, Tree};
+use super::load::Manifest;
+use super::snapshot::{KeyState, ProviderKeyState, Snapshot};
+use super::vault::{Place, Vault, VaultError};
+
+const ROW_VERSION: u8 = 1;
+const ROW_HEAD: usize = 9;
+
+/// A change an operator, or the request path, asks for.
+#[derive(Debug)]
+#[expect(clippy::enum_variant_names, reason = "a change names which of the two kinds of key it is about")]
+pub(super) enum Request {
+    CreateProviderKey(ProviderKey, Option<Secret>),
+    CreateVirtualKey(VirtualKey),
+    DeleteProviderKey(KeyId, Option<u64>),
+    DeleteVirtualKey(KeyId, Option<u64>),
+    MarkProviderKey(KeyId, provider_key::Status, Option<String>),
+    UpdateProviderKey(ProviderKey, u64, Option<Secret>),
+    UpdateVirtualKey(VirtualKey, u64),
+}
+
+/// What a change left in the store.
+#[derive(Debug)]
+pub(super) enum Stored {
+    Nothing,
+    ProviderKey(Arc<ProviderKeyState>),
+    VirtualKey(Arc<KeyState>),
+}
+
+/// Changes gathered for one commit.
+pub(super) struct Edit<'a> {
+    vault: &'a Vault,
+    engine: &'a Engine,
+    pub(super) snapshot: Snapshot,
+    pub(super) manifest: Manifest,
+    pub(super) changes: Vec<Change>,
+    /// Ids whose counters and limits go too.
+    pub(super) gone: Vec<KeyId>,
+}
+
+impl<'a> Edit<'a> {
+    pub(super) fn new(vault: &'a Vault, engine: &'a Engine, snapshot: &Snapshot, manifest: &Manifest) -> Self {
+        let (snapshot, manifest) = (snapshot.clone(), manifest.clone());
+        Self { vault, engine, snapshot, manifest, changes: Vec::new(), gone: Vec::new() }
+    }
+
+    /// Adds one change, or says why it cannot be; then nothing of it is added.
+    pub(super) fn apply(&mut self, request: Request) -> Result<Stored, StoreError> {
+        match request {
+            Request::CreateProviderKey(record, secret) => self.create_provider_key(record, secret),
+            Request::CreateVirtualKey(record) => {
+                if self.snapshot.virtual_key(record.id).is_some() {
+                    return Err(StoreError::Exists { id: record.id });
+                }
+                self.put_virtual_key(VirtualKey { version: 1, ..record })
+            }
+            Request::DeleteProviderKey(id, expected) => self.delete_provider_key(id, expected),
+            Request::DeleteVirtualKey(id, expected) => {
+                let state = self.snapshot.virtual_key(id).ok_or(StoreError::NotFound { id })?;
+                check_version(id, state.record.version, expected)?;
+                self.remove_row(Tree::VirtualKeys, id)?;
+                self.snapshot.virtual_keys.remove(&id);
+                self.gone.push(id);
+                Ok(Stored::Nothing)
+            }
+            Request::MarkProviderKey(id, status, last_error) => {
+                let record = self.stored_provider_key(id)?.record.clone();
+                let version = record.version;
+                if record.status == status && record.last_error == last_error {
+                    return Ok(Stored::Nothing);
+                }
+                self.update_provider_key(ProviderKey { status, last_error, ..record }, version, None)
+            }
+            Request::UpdateProviderKey(record, expected, secret) => self.update_provider_key(record, expected, secret),
+            Request::UpdateVirtualKey(record, expected) => {
+                let id = record.id;
+                let state = self.snapshot.virtual_key(id).ok_or(StoreError::NotFound { id })?;
+                check_version(id, state.record.version, Some(expected))?;
+                self.put_virtual_key(VirtualKey { version: expected + 1, ..record })
+            }
+        }
+    }
+
+    /// Adds the manifest, when there is anything to commit.
+    pub(super) fn finish(&mut self) -> Result<(), StoreError> {
+        self.manifest.generation += 1;
+        self.snapshot.generation = self.manifest.generation;
+        self.changes.push(self.manifest.to_change(self.vault)?);
+        Ok(())
+    }
+
+    fn put_virtual_key(&mut self, record: VirtualKey) -> Result<Stored, StoreError> {
+        let id = record.id;
+        let value = record_row(self.vault, Tree::VirtualKeys, id, record.version, &record)?;
+        self.put_row(Tree::VirtualKeys, id, value)?;
+        let before = self.snapshot.virtual_keys.get(&id).map(|state| &**state);
+        let state = Arc::new(KeyState::new(record, before));
+        self.snapshot.virtual_keys.insert(id, state.clone());
+        Ok(Stored::VirtualKey(state))
+    }
+
+    fn create_provider_key(&mut self, record: ProviderKey, secret: Option<Secret>) -> Result<Stored, StoreError> {
+        let id = record.id;
+        if self.snapshot.provider_key(id).is_some() {
+            return Err(StoreError::Exists { id });
+        }
+        self.put_provider_key(ProviderKey { version: 1, ..record }, secret)
+    }
+
+    fn update_provider_key(
+        &mut self,
+        record: ProviderKey,
+        expected: u64,
+        secret: Option<Secret>,
+    ) -> Result<Stored, StoreError> {
+        let id = record.id;
+        let state = self.stored_provider_key(id)?;
+        check_version(id, state.record.version, Some(expected))?;
+        // Only what was sealed is sealed again: a value that a reference resolved to is not ours to keep.
+        let kept = || if state.record.origin == Origin::Sealed { state.secret.load_full() } else { None };
+        let secret = secret.or_else(|| kept().map(|secret| (*secret).clone()));
+        self.put_provider_key(ProviderKey { version: expected + 1, ..record }, secret)
+    }
+
+    fn put_provider_key(&mut self, mut record: ProviderKey, secret: Option<Secret>) -> Result<Stored, StoreError> {
+        let id = record.id;
+        let secret = match (&record.origin, secret) {
+            (Origin::Sealed, Some(secret)) => Some(secret),
+            (Origin::Sealed, None) => return Err(StoreError::NoSecret { id }),
+            // A reference brings its own.
+            _ => None,
+        };
+        if let Some(secret) = &secret {
+            record.masked = secret.masked();
+        }
+        let value = record_row(self.vault, Tree::ProviderKeys, id, record.version, &record)?;
+        let sealed = match &secret {
+            Some(secret) => Some(seal_row(self.vault, Tree::Secrets, id, record.version, secret.expose().as_bytes())?),
+            None => None,
+        };
+        self.put_row(Tree::ProviderKeys, id, value)?;
+        match sealed {
+            Some(sealed) => self.put_row(Tree::Secrets, id, sealed)?,
+            None => self.remove_row(Tree::Secrets, id)?,
+        }
+        let before = self.snapshot.provider_key(id).cloned();
+        let state = Arc::new(ProviderKeyState::stored(record, secret, before.as_deref()));
+        self.snapshot.put_provider_key(state.clone());
+        Ok(Stored::ProviderKey(state))
+    }
+
+    fn delete_provider_key(&mut self, id: KeyId, expected: Option<u64>) -> Result<Stored, StoreError> {
+        let state = self.stored_provider_key(id)?;
+        check_version(id, state.record.version, expected)?;
+        self.remove_row(Tree::ProviderKeys, id)?;
+        self.remove_row(Tree::Secrets, id)?;
+        self.snapshot.remove_provider_key(id);
+        self.gone.push(id);
+        Ok(Stored::Nothing)
+    }
+
+    fn stored_provider_key(&self, id: KeyId) -> Result<Arc<ProviderKeyState>, StoreError> {
+        let state = self.snapshot.provider_key(id).filter(|state| !state.environment);
+        state.cloned().ok_or(StoreError::NotFound { id })
+    }
+
+    fn put_row(&mut self, tree: Tree, id: KeyId, value: Vec<u8>) -> Result<(), StoreError> {
+        self.note_old(tree, id)?;
+        if let Some(sum) = self.manifest.sum_mut(tree) {
+            sum.add(self.vault.checksum_key(), id.as_bytes(), &value);
+        }
+        self.changes.push(Change { tree, key: id.as_bytes().to_vec(), value: Some(value) });
+        Ok(())
+    }
+
+    fn remove_row(&mut self, tree: Tree, id: KeyId) -> Result<(), StoreError> {
+        if self.note_old(tree, id)? {
+            self.changes.push(Change { tree, key: id.as_bytes().to_vec(), value: None });
+        }
+        Ok(())
+    }
+
+    /// Takes the row that is there, or was put by an earlier change of this commit, out of the checksum.
+    fn note_old(&mut self, tree: Tree, id: KeyId) -> Result<bool, StoreError> {
+        let earlier = self.changes.iter().rev().find(|change| change.tree == tree && change.key == id.as_bytes());
+        let old = match earlier {
+            Some(change) => change.value.clone(),
+            None => self.engine.read(tree, id.as_bytes())?.map(|value| value.to_vec()),
+        };
+        if let (Some(old), Some(sum)) = (&old, self.manifest.sum_mut(tree)) {
+            sum.remove(self.vault.checksum_key(), id.as_bytes(), old);
+        }
+        Ok(old.is_some())
+    }
+}
+
+fn check_version(id: KeyId, current: u64, expected: Option<u64>) -> Result<(), StoreError> {
+    match expected {
+        Some(expected) if expected != current => Err(StoreError::Conflict { id, current }),
+        _ => Ok(()),
+    }
+}
+
+fn record_row<T: Serialize>(
+    vault: &Vault,
+    tree: Tree,
+    id: KeyId,
+    version: u64,
+    record: &T,
+) -> Result<Vec<u8>, StoreError> {
+    let json = serde_json::to_vec(record).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    seal_row(vault, tree, id, version, &json)
+}
+
+fn seal_row(vault: &Vault, tree: Tree, id: KeyId, version: u64, plain: &[u8]) -> Result<Vec<u8>, StoreError> {
+    let mut row = Vec::with_capacity(ROW_HEAD + super::vault::OVERHEAD + plain.len());
+    row.push(ROW_VERSION);
+    row.extend_from_slice(&version.to_be_bytes());
+    row.extend(vault.seal(Place { tree: tree.name(), id: id.as_bytes(), version }, plain)?);
+    if row.len() > MAX_VALUE {
+        let max = MAX_VALUE - ROW_HEAD - super::vault::OVERHEAD;
+        return Err(StoreError::TooLarge { id, bytes: plain.len(), max });
+    }
+    Ok(row)
+}
+
+/// A row opened: the record's version and its plain text.
+pub(super) fn open_row(
+    vault: &Vault,
+    tree: Tree,
+    key: &[u8],
+    row: &[u8],
+) -> Result<(u64, zeroize::Zeroizing<Vec<u8>>), VaultError> {
+    let (head, sealed) = row.split_first_chunk::<ROW_HEAD>().ok_or(VaultError::Broken)?;
+    let (mark, version) = (head[0], u64::from_be_bytes([1, 2, 3, 4, 5, 6, 7, 8].map(|at| head[at])));
+    if mark != ROW_VERSION {
+        return Err(VaultError::Broken);
+    }
+    Ok((version, vault.open(Place { tree: tree.name(), id: key, version }, sealed)?))
+}
+
+/// A record read back from its row.
+pub(super) fn read_record<T: DeserializeOwned>(
+    vault: &Vault,
+    tree: Tree,
+    key: &[u8],
+    row: &[u8],
+) -> Result<T, VaultError> {
+    let (_, json) = open_row(vault, tree, key, row)?;
+    serde_json::from_slice(&json).map_err(|_| VaultError::Broken)
+}
+
+/// The sum of a tree's rows as they are.
+pub(super) fn checksum(vault: &Vault, rows: &[(sled::IVec, sled::IVec)]) -> Checksum {
+    Checksum::of(vault.checksum_key(), rows.iter().map(|(key, value)| (&key[..], &value[..])))
+}

@@ -1,0 +1,276 @@
+//! What the handles of a store and its writer thread share: the queue, the wake-up, the live snapshot, health.
+//!
+//! Owns the hand-over from the request path to the writer. Leaves writing to `storage::writer`.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::thread::Thread;
+
+use arc_swap::ArcSwap;
+use prometheus::{IntCounter, IntGauge};
+use tokio::sync::oneshot;
+
+use crate::clock::{Clock, Nanos};
+use crate::entry::Entry;
+use crate::metrics::Metrics;
+
+use super::backup;
+use super::block::Packed;
+use super::records::{Request, Stored};
+use super::snapshot::Snapshot;
+use super::{QueueFull, StoreError, StoreHealth};
+
+/// At most one line about dropped entries in this time.
+const DROP_LOG_EVERY: Nanos = 10_000_000_000;
+
+/// An entry on its way; `done` is answered once it is committed.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) entry: Entry,
+    pub(super) done: Option<oneshot::Sender<()>>,
+}
+
+/// Entries that are committed and in no block yet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pending {
+    pub(super) first_seq: u64,
+    pub(super) entries: Packed,
+}
+
+/// What handles ask of the writer.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Change a record.
+    Change(Box<Request>, oneshot::Sender<Result<Stored, StoreError>>),
+    /// Stop, after everything queued is committed.
+    Close,
+    /// Hand out every row of the small trees, as of now.
+    Export(oneshot::Sender<Result<(backup::Head, backup::Rows), StoreError>>),
+    /// Commit everything queued; the answer is what is in no block yet.
+    Flush(oneshot::Sender<Result<Pending, StoreError>>),
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) snapshot: ArcSwap<Snapshot>,
+    pub(super) clock: Clock,
+    pub(super) metrics: StoreMetrics,
+    /// The ledger's tree for readers; `None` while the engine is being reopened. Readers hold the lock while they
+    /// scan; the writer takes it only to take the tree away.
+    pub(super) ledger: RwLock<Option<sled::Tree>>,
+    pub(super) health: Mutex<StoreHealth>,
+    commands: SyncSender<Command>,
+    entries: Sender<Queued>,
+    /// Entries in `entries`, or about to be: counted here because the channel itself is unbounded, and so takes no
+    /// memory while it is empty.
+    queued: AtomicUsize,
+    capacity: usize,
+    dropped_logged: AtomicU64,
+    writer: OnceLock<Thread>,
+    sleeping: AtomicBool,
+    urgent: AtomicBool,
+    closed: AtomicBool,
+    /// Makes commits fail as a full disk does.
+    #[cfg(test)]
+    pub(super) disk_full: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        snapshot: Snapshot,
+        clock: Clock,
+        metrics: &Metrics,
+        capacity: usize,
+        commands: SyncSender<Command>,
+        entries: Sender<Queued>,
+    ) -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            clock,
+            metrics: StoreMetrics::register(metrics),
+            ledger: RwLock::new(None),
+            health: Mutex::new(StoreHealth::default()),
+            commands,
+            entries,
+            queued: AtomicUsize::new(0),
+            capacity,
+            dropped_logged: AtomicU64::new(0),
+            writer: OnceLock::new(),
+            sleeping: AtomicBool::new(false),
+            urgent: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            #[cfg(test)]
+            disk_full: AtomicBool::new(false),
+        }
+    }
+
+    /// Where tests make a commit fail; elsewhere it never does.
+    pub(super) fn check_fault(&self) -> std::io::Result<()> {
+        #[cfg(test)]
+        if self.disk_full.load(Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    /// Queues an entry; never waits. The writer is woken only when it sleeps with nothing to do.
+    pub(super) fn push(&self, queued: Queued) -> Result<(), QueueFull> {
+        let urgent = queued.done.is_some();
+        if self.queued.fetch_add(1, Ordering::SeqCst) >= self.capacity || self.closed.load(Ordering::Relaxed) {
+            self.queued.fetch_sub(1, Ordering::SeqCst);
+            self.note_dropped();
+            return Err(QueueFull);
+        }
+        if self.entries.send(queued).is_err() {
+            self.note_dropped();
+            return Err(QueueFull);
+        }
+        if urgent {
+            self.urgent.store(true, Ordering::SeqCst);
+        }
+        // Both sides are SeqCst: either we see the writer asleep, or it sees our count before it sleeps.
+        if self.sleeping.load(Ordering::SeqCst) && self.sleeping.swap(false, Ordering::SeqCst) || urgent {
+            self.unpark();
+        }
+        Ok(())
+    }
+
+    /// Sends a command and wakes the writer.
+    pub(super) fn command(&self, command: Command) -> Result<(), StoreError> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(StoreError::Closed);
+        }
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Disconnected(_) => StoreError::Closed,
+            TrySendError::Full(_) => StoreError::Busy,
+        })?;
+        self.urgent.store(true, Ordering::SeqCst);
+        self.unpark();
+        Ok(())
+    }
+
+    /// Tells the writer to finish; entries and commands that come later are refused.
+    pub(super) fn close(&self) {
+        // The queue of commands may be full for a moment; the flag alone is enough, the command only wakes.
+        let _full_or_gone = self.commands.try_send(Command::Close);
+        self.closed.store(true, Ordering::SeqCst);
+        self.urgent.store(true, Ordering::SeqCst);
+        self.unpark();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        self.queued.load(Ordering::SeqCst)
+    }
+
+    /// Notes that `count` entries were taken from the queue.
+    pub(super) fn took(&self, count: usize) {
+        self.queued.fetch_sub(count, Ordering::SeqCst);
+    }
+
+    pub(super) fn set_writer(&self, thread: Thread) {
+        // Set once, by the writer thread itself.
+        let _set_before = self.writer.set(thread);
+    }
+
+    /// Parks the writer until something comes or the time is over. Called by the writer only.
+    pub(super) fn sleep(&self, idle: std::time::Duration) {
+        self.sleeping.store(true, Ordering::SeqCst);
+        if self.queued() == 0 && !self.urgent.load(Ordering::SeqCst) {
+            std::thread::park_timeout(idle);
+        }
+        self.sleeping.store(false, Ordering::SeqCst);
+    }
+
+    /// Lets entries gather, unless somebody waits. Called by the writer only.
+    pub(super) fn gather(&self, interval: std::time::Duration) {
+        if !self.urgent.load(Ordering::SeqCst) {
+            std::thread::park_timeout(interval);
+        }
+    }
+
+    /// True once after each urgent request.
+    pub(super) fn take_urgent(&self) -> bool {
+        self.urgent.swap(false, Ordering::SeqCst)
+    }
+
+    pub(super) fn note_health(&self, change: impl FnOnce(&mut StoreHealth)) {
+        change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn unpark(&self) {
+        if let Some(thread) = self.writer.get() {
+            thread.unpark();
+        }
+    }
+
+    fn note_dropped(&self) {
+        self.metrics.dropped.inc();
+        let now = self.clock.now();
+        let last = self.dropped_logged.load(Ordering::Relaxed);
+        let due = last == 0 || now.saturating_sub(last) >= DROP_LOG_EVERY;
+        let ours = || self.dropped_logged.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if due && ours() {
+            let dropped = self.metrics.dropped.get();
+            tracing::error!(dropped, queue = self.capacity, "ledger queue full: entries are not recorded");
+        }
+    }
+}
+
+/// The store's metric families.
+#[derive(Clone, Debug)]
+pub(super) struct StoreMetrics {
+    pub(super) entries: IntCounter,
+    pub(super) dropped: IntCounter,
+    pub(super) commits: IntCounter,
+    pub(super) failures: IntCounter,
+    pub(super) reopened: IntCounter,
+    pub(super) damaged_blocks: IntCounter,
+    pub(super) up: IntGauge,
+    pub(super) queue: IntGauge,
+}
+
+impl StoreMetrics {
+    fn register(metrics: &Metrics) -> Self {
+        Self {
+            entries: counter(metrics, "sidekey_ledger_entries_total", "Ledger entries committed."),
+            dropped: counter(
+                metrics,
+                "sidekey_ledger_dropped_total",
+                "Ledger entries not recorded because the queue was full.",
+            ),
+            commits: counter(metrics, "sidekey_store_commits_total", "Commits to the store."),
+            failures: counter(metrics, "sidekey_store_failures_total", "Commits that failed."),
+            reopened: counter(metrics, "sidekey_store_reopened_total", "Times the store was reopened after a failure."),
+            damaged_blocks: counter(
+                metrics,
+                "sidekey_ledger_damaged_blocks_total",
+                "Ledger blocks found unreadable by a query.",
+            ),
+            up: gauge(metrics, "sidekey_store_up", "1 while the store can be written."),
+            queue: gauge(metrics, "sidekey_ledger_queue", "Ledger entries waiting at the last commit."),
+        }
+    }
+}
+
+fn counter(metrics: &Metrics, name: &str, help: &str) -> IntCounter {
+    let counter = IntCounter::new(name, help).expect("the names above are valid and carry no labels");
+    metrics.register(counter)
+}
+
+fn gauge(metrics: &Metrics, name: &str, help: &str) -> IntGauge {
+    let gauge = IntGauge::new(name, help).expect("the names above are valid and carry no labels");
+    metrics.register(gauge)
+}
+
+/// Sends an answer; whoever no longer waits for it does not miss it.
+pub(super) fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    let _gone = reply.send(value);
+}
+
+/// A shared handle to the state.
+pub(super) type Handle = Arc<Shared>;

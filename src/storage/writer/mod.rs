@@ -1,0 +1,544 @@
+//! The writer thread: the only one that changes the store.
+//!
+//! Owns the order of commits, the snapshot's replacement after each, saving counters and limits, pruning, the recovery
+//! file, and going on after a failure. Leaves what is written to `storage::records`, `storage::journal`,
+//! `storage::tail` and `storage::counters`.
+//!
+//! # Pace
+//! While entries come, it wakes every commit interval and commits what gathered; the request path then only pushes
+//! to a queue. With nothing to do it sleeps, and the first entry wakes it. Changes of records and waiting callers are
+//! served at once.
+//!
+//! # Failure
+//! Entries are committed to the journal, records and packed blocks to the engine; each can fail alone, on a full disk
+//! most likely. What fails is tried again with growing pauses. Until then entries wait in the queue when the journal
+//! fails, and gather in journal and memory when the engine does.
+
+mod upkeep;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::clock::Nanos;
+use crate::id::KeyId;
+use crate::limit::SavedLimits;
+
+use super::block::Packed;
+use super::counters::{AsOf, Counted, counted};
+use super::engine::{Engine, EngineError, Tree};
+use super::journal::Journal;
+use super::load::Manifest;
+use super::lock::DirLock;
+use super::records::{Edit, Request, Stored};
+use super::recover::{self, Layout, Opened};
+use super::shared::{Command, Handle, Pending, Queued, answer};
+use super::snapshot::{KeyStats, SavedStats, Snapshot};
+use super::tail::Tail;
+use super::vault::Vault;
+use super::{StoreError, StoreSection, backup};
+
+/// Entries in one commit at most.
+const BATCH_MAX: usize = 2048;
+/// The recovery file is written this long after a change, so that many changes make one file.
+const RECOVERY_DELAY: Nanos = 250_000_000;
+/// And this long after an entry, for the counters, and so that a ledger that lost its end is noticed.
+const RECOVERY_EVERY: Nanos = 300_000_000_000;
+/// How much a power cut may cost at `group` durability.
+const SYNC_EVERY: Nanos = 500_000_000;
+/// The journal starts anew when it is longer than this.
+const JOURNAL_MAX: u64 = 2 << 20;
+/// Unpacked entries that gather at most while the engine fails; beyond, they wait in the queue.
+const PENDING_MAX: usize = 16 << 20;
+const BACKOFF_MIN: Nanos = 100_000_000;
+const BACKOFF_MAX: Nanos = 5_000_000_000;
+const IDLE: Duration = Duration::from_secs(1);
+
+type Reply = oneshot::Sender<Result<Stored, StoreError>>;
+
+pub(super) struct Writer {
+    shared: Handle,
+    commands: Receiver<Command>,
+    entries: Receiver<Queued>,
+    layout: Layout,
+    vault: Vault,
+    section: StoreSection,
+    engine: Option<Engine>,
+    journal: Journal,
+    manifest: Manifest,
+    tail: Tail,
+    /// Taken from the queue, not committed yet.
+    hand: Vec<Queued>,
+    batch: Packed,
+    counters: Saved,
+    touched: HashSet<Counted>,
+    gone: Vec<KeyId>,
+    due: Due,
+    engine_pause: Nanos,
+    journal_pause: Nanos,
+    // Dropped last: the next process may open the store only when this one is done with it.
+    _lock: DirLock,
+}
+
+/// What lies in the `usage` and `tat` trees.
+struct Saved {
+    as_of: AsOf,
+    stats: HashMap<Counted, SavedStats>,
+    limits: HashMap<KeyId, SavedLimits>,
+}
+
+/// When something is to be done next, monotonic.
+struct Due {
+    save: Nanos,
+    look: Nanos,
+    prune: Nanos,
+    recovery: Option<Nanos>,
+    /// The journal has to reach the disk.
+    sync: Option<Nanos>,
+    /// The engine failed.
+    reopen: Nanos,
+    /// The journal failed.
+    journal: Option<Nanos>,
+}
+
+pub(super) struct Parts {
+    pub(super) shared: Handle,
+    pub(super) commands: Receiver<Command>,
+    pub(super) entries: Receiver<Queued>,
+    pub(super) layout: Layout,
+    pub(super) vault: Vault,
+    pub(super) section: StoreSection,
+    pub(super) opened: Opened,
+    pub(super) journal: Journal,
+    pub(super) lock: DirLock,
+}
+
+impl Writer {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { shared, commands, entries, layout, vault, section, opened, journal, lock } = parts;
+        let Opened { engine, loaded, .. } = opened;
+        let now = shared.clock.now();
+        let mut touched: HashSet<Counted> = loaded.replayed.keys().copied().collect();
+        let gone = orphans(&loaded.saved, &shared.snapshot.load());
+        touched.retain(|key| stats_of(&shared.snapshot.load(), *key).is_some());
+        let mut writer = Self {
+            manifest: loaded.manifest,
+            tail: loaded.tail,
+            counters: Saved { as_of: loaded.as_of, stats: loaded.saved, limits: loaded.limits },
+            hand: Vec::new(),
+            batch: Packed::default(),
+            touched,
+            gone,
+            due: Due { save: now, look: now, prune: now, recovery: Some(now), sync: None, reopen: now, journal: None },
+            engine_pause: BACKOFF_MIN,
+            journal_pause: BACKOFF_MIN,
+            engine: None,
+            journal,
+            shared,
+            commands,
+            entries,
+            layout,
+            vault,
+            section,
+            _lock: lock,
+        };
+        writer.put_engine(engine);
+        writer
+    }
+
+    /// Runs until the store is closed.
+    pub(super) fn run(mut self) {
+        self.shared.set_writer(std::thread::current());
+        let interval = Duration::from_millis(self.section.commit_interval_ms);
+        loop {
+            self.shared.take_urgent();
+            let closing = self.shared.is_closed();
+            self.reopen_if_due(closing);
+            let flushes = self.serve_commands();
+            let committed = self.commit_entries();
+            for reply in flushes {
+                answer(reply, self.pending());
+            }
+            self.periodic(closing);
+            let now = self.shared.clock.now();
+            self.shared.note_health(|health| health.last_progress = now);
+            if closing && (self.due.journal.is_some() || self.shared.queued() == 0) {
+                return self.finish();
+            }
+            if committed == 0 {
+                self.shared.sleep(self.idle_time(now));
+            }
+            if !self.shared.is_closed() && self.shared.queued() > 0 {
+                self.shared.gather(interval);
+            }
+        }
+    }
+
+    fn idle_time(&self, now: Nanos) -> Duration {
+        let reopen = self.engine.is_none().then_some(self.due.reopen);
+        let next = [reopen, self.due.recovery, self.due.sync, self.due.journal].into_iter().flatten().min();
+        next.map_or(IDLE, |at| Duration::from_nanos(at.saturating_sub(now).max(1_000_000)).min(IDLE))
+    }
+
+    fn finish(&mut self) {
+        let waiting = self.shared.queued();
+        if waiting > 0 {
+            tracing::error!(entries = waiting, "the store was closed with entries that could not be written");
+        }
+        if let Err(error) = self.journal.sync() {
+            tracing::error!(%error, "the journal was closed without reaching the disk");
+        }
+        match self.engine.as_ref().map(Engine::sync) {
+            Some(Ok(())) => self.restart_journal(),
+            Some(Err(error)) => tracing::error!(%error, "the store was closed without reaching the disk"),
+            None => tracing::error!("the store was closed while it could not be written"),
+        }
+        *self.write_ledger() = None;
+        self.engine = None;
+        self.shared.metrics.up.set(0);
+    }
+
+    fn writable(&self) -> Result<&Engine, StoreError> {
+        self.engine.as_ref().ok_or_else(|| StoreError::Unavailable("it is being reopened after a failure".to_owned()))
+    }
+
+    fn put_engine(&mut self, engine: Engine) {
+        *self.write_ledger() = Some(engine.tree(Tree::Ledger).clone());
+        self.engine = Some(engine);
+        self.note_up();
+    }
+
+    fn note_up(&self) {
+        let up = self.engine.is_some() && self.due.journal.is_none();
+        self.shared.metrics.up.set(up.into());
+        self.shared.note_health(|health| health.up = up);
+    }
+
+    fn write_ledger(&self) -> std::sync::RwLockWriteGuard<'_, Option<sled::Tree>> {
+        self.shared.ledger.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Lets go of the engine after an error: sled fails every write after the first failed one, until reopened.
+    fn fail(&mut self, error: &EngineError) {
+        let pause_ms = self.engine_pause / 1_000_000;
+        tracing::error!(%error, pause_ms, "the store cannot be written; it will be reopened");
+        self.note_failure(error.to_string());
+        *self.write_ledger() = None;
+        self.engine = None;
+        self.due.reopen = self.shared.clock.now().saturating_add(self.engine_pause);
+        self.engine_pause = (self.engine_pause * 2).min(BACKOFF_MAX);
+        self.note_up();
+    }
+
+    fn fail_journal(&mut self, error: &std::io::Error) {
+        let pause_ms = self.journal_pause / 1_000_000;
+        tracing::error!(%error, pause_ms, "the journal cannot be written; entries wait in the queue");
+        self.note_failure(format!("the journal cannot be written: {error}"));
+        self.due.journal = Some(self.shared.clock.now().saturating_add(self.journal_pause));
+        self.journal_pause = (self.journal_pause * 2).min(BACKOFF_MAX);
+        self.note_up();
+    }
+
+    fn note_failure(&self, text: String) {
+        self.shared.metrics.failures.inc();
+        self.shared.note_health(|health| health.last_error = Some(text));
+    }
+
+    fn reopen_if_due(&mut self, closing: bool) {
+        if self.engine.is_some() || (!closing && self.shared.clock.now() < self.due.reopen) {
+            return;
+        }
+        let frames = self.journal.read().map_err(|error| StoreError::Unavailable(error.to_string()));
+        let wall_ms = self.shared.clock.wall_ms();
+        match frames.and_then(|frames| recover::open(&self.layout, &self.vault, &frames, wall_ms)) {
+            Ok(opened) => self.take_up(opened),
+            Err(error) => {
+                tracing::error!(%error, "the store cannot be reopened");
+                self.note_failure(error.to_string());
+                self.due.reopen = self.shared.clock.now().saturating_add(self.engine_pause);
+                self.engine_pause = (self.engine_pause * 2).min(BACKOFF_MAX);
+            }
+        }
+    }
+
+    /// Goes on with a reopened store: records as they are on disk, counters and limits as they are in memory.
+    fn take_up(&mut self, opened: Opened) {
+        let Opened { engine, loaded, recovered } = opened;
+        tracing::warn!("the store is open again");
+        self.shared.metrics.reopened.inc();
+        if let Some(reason) = recovered {
+            self.shared.note_health(|health| health.recovered = Some(reason));
+        }
+        let before = self.shared.snapshot.load_full();
+        let next = super::build_snapshot(
+            loaded.digest_key,
+            loaded.manifest.generation,
+            loaded.virtual_keys,
+            loaded.provider_keys,
+            Some(&before),
+        );
+        self.publish(next);
+        self.manifest = loaded.manifest;
+        self.tail = loaded.tail;
+        self.gone = orphans(&loaded.saved, &self.shared.snapshot.load());
+        self.counters = Saved { as_of: loaded.as_of, stats: loaded.saved, limits: loaded.limits };
+        // Every counter is compared with what is saved: which ones the lost commits held is not known.
+        self.touched = all_counted(&self.shared.snapshot.load());
+        self.put_engine(engine);
+    }
+
+    fn recovery_within(&mut self, delay: Nanos) {
+        let at = self.shared.clock.now().saturating_add(delay);
+        self.due.recovery = Some(self.due.recovery.map_or(at, |due| due.min(at)));
+    }
+
+    fn publish(&self, next: Snapshot) {
+        next.virtual_keys.values().for_each(|state| state.enforce());
+        self.shared.snapshot.store(Arc::new(next));
+    }
+
+    /// Serves what was asked; returns those who wait for the entries queued before them.
+    fn serve_commands(&mut self) -> Vec<oneshot::Sender<Result<Pending, StoreError>>> {
+        let (mut changes, mut exports, mut flushes) = (Vec::new(), Vec::new(), Vec::new());
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Change(request, reply) => changes.push((request, reply)),
+                Command::Close => {}
+                Command::Export(reply) => exports.push(reply),
+                Command::Flush(reply) => flushes.push(reply),
+            }
+        }
+        self.commit_changes(changes);
+        for reply in exports {
+            answer(reply, self.export());
+        }
+        flushes
+    }
+
+    /// Commits all changes asked for as one; each is answered once it is durable and published.
+    fn commit_changes(&mut self, changes: Vec<(Box<Request>, Reply)>) {
+        if changes.is_empty() {
+            return;
+        }
+        let Some(engine) = &self.engine else {
+            for (_, reply) in changes {
+                answer(reply, self.writable().map(|_| Stored::Nothing));
+            }
+            return;
+        };
+        let mut edit = Edit::new(&self.vault, engine, &self.shared.snapshot.load(), &self.manifest);
+        let mut waiting = Vec::with_capacity(changes.len());
+        let mut failure = None;
+        for (request, reply) in changes {
+            match edit.apply(*request) {
+                Ok(stored) => waiting.push((stored, reply)),
+                Err(error) => {
+                    // A row that cannot be read leaves the edit half made: nothing of it may be committed.
+                    failure = failure.or_else(|| error.is_failure().then(|| error.to_string()));
+                    answer(reply, Err(error));
+                }
+            }
+        }
+        let result = match failure {
+            Some(reason) => Err(EngineError::Panicked(reason)),
+            None if edit.changes.is_empty() => Ok(()),
+            None => edit.finish().map_err(|error| EngineError::Panicked(error.to_string())).and_then(|()| {
+                self.shared.check_fault()?;
+                engine.commit(&edit.changes)
+            }),
+        };
+        let Edit { snapshot, manifest, changes, gone, .. } = edit;
+        match result {
+            Ok(()) => {
+                if !changes.is_empty() {
+                    self.manifest = manifest;
+                    self.gone.extend(gone);
+                    self.publish(snapshot);
+                    self.shared.metrics.commits.inc();
+                    self.recovery_within(RECOVERY_DELAY);
+                }
+                waiting.into_iter().for_each(|(stored, reply)| answer(reply, Ok(stored)));
+            }
+            Err(error) => {
+                self.fail(&error);
+                let text = error.to_string();
+                waiting.into_iter().for_each(|(_, reply)| answer(reply, Err(StoreError::Unavailable(text.clone()))));
+            }
+        }
+    }
+
+    /// Commits what is queued; returns the number of entries.
+    fn commit_entries(&mut self) -> usize {
+        let mut committed = 0;
+        let now = self.shared.clock.now();
+        while self.due.journal.is_none_or(|at| now >= at || self.shared.is_closed()) {
+            if self.engine.is_none() && self.tail.pending().len() > PENDING_MAX {
+                break;
+            }
+            let room = BATCH_MAX - self.hand.len();
+            self.hand.extend(self.entries.try_iter().take(room));
+            let count = self.hand.len();
+            if count == 0 {
+                break;
+            }
+            if let Err(error) = self.commit_hand() {
+                self.fail_journal(&error);
+                break;
+            }
+            self.note_committed();
+            self.recovery_within(RECOVERY_EVERY);
+            let at = now.saturating_add(SYNC_EVERY);
+            self.due.sync = self.due.sync.or(Some(at));
+            committed += count;
+            if let Err(error) = self.store_blocks() {
+                self.fail(&error);
+            }
+            if count < BATCH_MAX {
+                break;
+            }
+        }
+        self.shared.metrics.queue.set(i64::try_from(self.shared.queued()).unwrap_or(i64::MAX));
+        committed
+    }
+
+    /// Appends the hand to the journal: then it is committed.
+    fn commit_hand(&mut self) -> std::io::Result<()> {
+        self.batch.clear();
+        self.hand.iter().for_each(|queued| self.batch.push(&queued.entry));
+        self.shared.check_fault()?;
+        self.journal.append(self.tail.next_seq(), &self.batch)?;
+        self.tail.add(&self.batch);
+        if self.due.journal.take().is_some() {
+            self.journal_pause = BACKOFF_MIN;
+            self.note_up();
+        }
+        if self.hand.iter().any(|queued| queued.done.is_some()) {
+            // Committed it is, whatever happens here; who waits for the disk must not be told that it is there.
+            if let Err(error) = self.journal.sync() {
+                self.hand.iter_mut().for_each(|queued| queued.done = None);
+                self.fail_journal(&error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves pending entries on into packed blocks. Not flushed: the journal has them until the engine is synced.
+    fn store_blocks(&mut self) -> Result<(), EngineError> {
+        let Some(engine) = &self.engine else { return Ok(()) };
+        if let Some((end, rows)) = self.tail.blocks(self.shared.clock.wall_ms()) {
+            self.shared.check_fault()?;
+            engine.apply(Tree::Ledger, rows)?;
+            self.tail.stored(end);
+            self.engine_pause = BACKOFF_MIN;
+        }
+        if self.journal.len() > JOURNAL_MAX {
+            engine.sync()?;
+            self.restart_journal();
+        }
+        Ok(())
+    }
+
+    /// Leaves in the journal only what is in no block. The engine was just synced.
+    fn restart_journal(&mut self) {
+        // A journal that cannot start anew goes on as it is.
+        if let Err(error) = self.journal.restart(self.tail.pending_seq(), self.tail.pending()) {
+            tracing::warn!(%error, "the journal cannot start anew");
+        }
+    }
+
+    /// What readers do not find in the engine; an error when not all that was queued is committed.
+    fn pending(&self) -> Result<Pending, StoreError> {
+        match self.due.journal {
+            Some(_) => Err(StoreError::Unavailable("the journal cannot be written".to_owned())),
+            None if !self.hand.is_empty() => Err(StoreError::Unavailable("entries wait for the store".to_owned())),
+            None => Ok(Pending { first_seq: self.tail.pending_seq(), entries: self.tail.pending().clone() }),
+        }
+    }
+
+    /// Adds the committed entries to the counters and answers who waits.
+    fn note_committed(&mut self) {
+        let snapshot = self.shared.snapshot.load();
+        let count = self.hand.len();
+        for Queued { entry, done } in self.hand.drain(..) {
+            for key in counted(&entry) {
+                if let Some(stats) = stats_of(&snapshot, key) {
+                    stats.add(&entry);
+                    self.touched.insert(key);
+                }
+            }
+            if let Some(done) = done {
+                answer(done, ());
+            }
+        }
+        self.shared.took(count);
+        self.shared.metrics.entries.inc_by(count as u64);
+        self.shared.metrics.commits.inc();
+    }
+
+    fn sync_journal_if_due(&mut self, now: Nanos) {
+        if self.due.sync.is_some_and(|at| now >= at) {
+            self.due.sync = None;
+            if let Err(error) = self.journal.sync() {
+                self.fail_journal(&error);
+            }
+        }
+    }
+
+    fn periodic(&mut self, closing: bool) {
+        let now = self.shared.clock.now();
+        self.sync_journal_if_due(now);
+        let result = self.save_if_due(now, closing).and_then(|()| self.prune_if_due(now, closing));
+        let result = result.and_then(|()| self.write_recovery_if_due(now, closing));
+        if let Err(error) = result {
+            self.fail(&error);
+        }
+    }
+
+    fn head(&self) -> backup::Head {
+        backup::Head {
+            fingerprint: *self.vault.fingerprint(),
+            generation: self.manifest.generation,
+            next_seq: self.tail.next_seq(),
+            made_ms: self.shared.clock.wall_ms(),
+        }
+    }
+
+    /// Every row of the small trees, and the entries that are in no block, as of now.
+    fn export(&mut self) -> Result<(backup::Head, backup::Rows), StoreError> {
+        let engine = self.writable()?;
+        let mut rows = backup::Rows::new();
+        for tree in Tree::SMALL {
+            rows.extend(engine.rows(tree)?.into_iter().map(|(key, value)| (tree, key.to_vec(), value.to_vec())));
+        }
+        let pending = self.tail.plain_blocks(self.shared.clock.wall_ms());
+        let pending = pending.into_iter().filter_map(|(key, value)| Some((Tree::Ledger, key, value?)));
+        rows.extend(pending);
+        Ok((self.head(), rows))
+    }
+}
+
+fn stats_of(snapshot: &Snapshot, key: Counted) -> Option<&KeyStats> {
+    match key {
+        Counted::ProviderKey(id) => {
+            snapshot.provider_key(id).filter(|state| !state.environment).map(|state| &state.stats.used)
+        }
+        Counted::VirtualKey(id) => snapshot.virtual_key(id).map(|state| &*state.stats),
+    }
+}
+
+fn all_counted(snapshot: &Snapshot) -> HashSet<Counted> {
+    let virtual_keys = snapshot.virtual_keys.keys().map(|id| Counted::VirtualKey(*id));
+    virtual_keys.chain(snapshot.all_provider_keys().map(|state| Counted::ProviderKey(state.record.id))).collect()
+}
+
+/// Keys that are counted on disk and no longer exist: deleted just before the process ended.
+fn orphans(saved: &HashMap<Counted, SavedStats>, snapshot: &Snapshot) -> Vec<KeyId> {
+    let ids = saved.keys().filter(|key| stats_of(snapshot, **key).is_none());
+    ids.map(|key| match key {
+        Counted::ProviderKey(id) | Counted::VirtualKey(id) => *id,
+    })
+    .collect()
+}

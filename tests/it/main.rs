@@ -1,0 +1,20 @@
+//! The tests of the finished program: the real binary between a scripted provider and a client, over sockets.
+//!
+//! One binary, because linking the program's dependencies a dozen times is slow.
+#![expect(
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "allow-*-in-tests does not reach helper functions, and the fences are the program's, not its tests'"
+)]
+
+mod canary;
+mod estimate;
+mod fixtures;
+mod limit;
+mod reverse;
+mod sdk;
+mod stream;
+mod support;
+mod transcripts;
+mod virtual_key;
