@@ -269,7 +269,7 @@ pub(super) async fn validate(
     let key = crate::secret::Secret::new(presented.key);
     let snapshot = state.store.snapshot();
     let now = state.clock.wall_ms();
-    let found = id_of(key.expose()).map(|id| snapshot.virtual_key(id));
+    let found = parse_id(key.expose()).map(|id| snapshot.virtual_key(id));
     let (reason, data) = match found {
         None => (Some("malformed"), None),
         Some(None) => (Some("unknown"), None),
@@ -284,12 +284,6 @@ pub(super) async fn validate(
         }
     };
     Ok(Json(json!({"valid": reason.is_none(), "reason": reason, "key_data": data})))
-}
-
-/// The id in a key of any prefix: a key keeps the prefix it was made with when the configured one changes.
-fn id_of(key: &str) -> Option<KeyId> {
-    let prefix = key.rsplitn(3, '-').nth(2)?;
-    parse_id(prefix, key)
 }
 
 /// The key of this id.

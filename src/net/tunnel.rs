@@ -24,14 +24,13 @@ pub trait Observe: Send + 'static {
     fn ended(&mut self);
 }
 
-/// Joins the two sides once both upgrades are done, in a task of its own that ends when both sides have.
-pub fn join(client: OnUpgrade, upstream: OnUpgrade, mut observer: impl Observe, mut drain: Watch) {
+/// Joins the two sides once both upgrades are done, in a task of its own that ends when both sides have. It holds
+/// `drain` for as long: a session is an open request.
+pub fn join(client: OnUpgrade, upstream: OnUpgrade, mut observer: impl Observe, drain: Watch) {
     spawn(async move {
+        let _open = drain;
         let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
-        tokio::select! {
-            () = copy_both(client, upstream, &mut observer) => {}
-            () = drain.signalled() => {}
-        }
+        copy_both(client, upstream, &mut observer).await;
         observer.ended();
     });
 }

@@ -6,6 +6,7 @@
 //! of its own for the connection each event of a stream would cost a wake-up and a write of its own. Driven inline,
 //! events that arrived together leave together, and a client that goes takes the upstream connection with it.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -130,14 +131,15 @@ impl Pool {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn upgrade(&self, request: Request<Outgoing>) -> Result<Response<Incoming>, SendError> {
+    pub async fn upgrade(&self, request: Request<Outgoing>) -> Result<Response<Received>, SendError> {
         let plain = Origin { http2: false, ..self.origin.clone() };
         let Dialled { stream, .. } = dial(&plain, &self.tls, self.connect_timeout).await?;
         let (mut sender, drive) = http1::Builder::new().handshake(TokioIo::new(stream)).await?;
         spawn(async move {
             let _ = drive.with_upgrades().await;
         });
-        Ok(sender.send_request(request).await?)
+        let response = sender.send_request(request).await?;
+        Ok(response.map(|incoming| Received { held: VecDeque::new(), incoming, kind: Kind::Http1(None) }))
     }
 
     /// Closes connections that are idle too long or that the upstream has closed; called now and then, because an
@@ -193,7 +195,7 @@ impl Pool {
         match sent {
             Ok(response) => {
                 let lent = if closed { None } else { Some((conn, Arc::clone(self))) };
-                Ok(response.map(|incoming| Received { incoming, kind: Kind::Http1(lent) }))
+                Ok(response.map(|incoming| Received { held: VecDeque::new(), incoming, kind: Kind::Http1(lent) }))
             }
             Err(mut failed) => {
                 let unsent = failed.take_message();
@@ -237,7 +239,7 @@ impl Pool {
         *request.uri_mut() = Uri::from_parts(target).unwrap_or_default();
         shared.sender.ready().await?;
         let response = shared.sender.send_request(request).await?;
-        Ok(response.map(|incoming| Received { incoming, kind: Kind::Http2(count) }))
+        Ok(response.map(|incoming| Received { held: VecDeque::new(), incoming, kind: Kind::Http2(count) }))
     }
 }
 
@@ -254,6 +256,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// A response body as it arrives. Dropped before its end, it closes the connection or resets the stream.
 #[derive(Debug)]
 pub struct Received {
+    /// Read ahead by [`Received::peek`].
+    held: VecDeque<Bytes>,
     incoming: Incoming,
     kind: Kind,
 }
@@ -266,6 +270,21 @@ enum Kind {
 }
 
 impl Received {
+    /// Reads ahead, at most about `limit` bytes, and gives a copy of what the reader will get first. An error is left
+    /// for the reader to find.
+    pub async fn peek(&mut self, limit: usize) -> Vec<u8> {
+        let mut seen = Vec::new();
+        let mut held = VecDeque::new();
+        while seen.len() < limit && !self.is_end_stream() {
+            let Some(Ok(frame)) = std::future::poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await else { break };
+            let Ok(data) = frame.into_data() else { break };
+            seen.extend_from_slice(&data[..data.len().min(limit - seen.len())]);
+            held.push_back(data);
+        }
+        self.held = held;
+        seen
+    }
+
     /// Gives a connection whose response has ended back to its pool.
     fn give_back(&mut self, cx: &mut Context<'_>) {
         let Kind::Http1(lent) = &mut self.kind else { return };
@@ -300,6 +319,9 @@ impl Body for Received {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(held) = self.held.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(held))));
+        }
         let polled = match self.kind {
             Kind::Http1(_) => self.poll_http1(cx),
             Kind::Http2(_) => Pin::new(&mut self.incoming).poll_frame(cx),
@@ -315,11 +337,17 @@ impl Body for Received {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.held.is_empty() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        let held = self.held.iter().map(|held| held.len() as u64).sum::<u64>();
+        let mut hint = self.incoming.size_hint();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + held);
+        }
+        hint.set_lower(hint.lower() + held);
+        hint
     }
 }
 

@@ -18,7 +18,7 @@ const SUBPROTOCOL: &str = "openai-insecure-api-key.";
 
 /// Every header that may carry a credential. Of two virtual keys the first of this order would count, but two that
 /// differ are refused.
-const HEADERS: [HeaderName; 5] = [AUTHORIZATION, X_API_KEY, X_GOOG_API_KEY, API_KEY, PROXY_AUTHORIZATION];
+static HEADERS: [HeaderName; 5] = [AUTHORIZATION, X_API_KEY, X_GOOG_API_KEY, API_KEY, PROXY_AUTHORIZATION];
 
 /// What was presented, before anything is believed of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,14 @@ pub(super) fn strip_query<'a>(query: &'a str, presented: Option<&str>) -> Cow<'a
         return Cow::Borrowed(query);
     }
     Cow::Owned(query.split('&').filter(|pair| !carries(pair)).collect::<Vec<_>>().join("&"))
+}
+
+/// [`strip_query`], of a path that may have one.
+pub(super) fn strip_path(path: &mut String, presented: Option<&str>) {
+    let Some((bare, query)) = path.split_once('?') else { return };
+    if let Cow::Owned(left) = strip_query(query, presented) {
+        *path = if left.is_empty() { bare.to_owned() } else { format!("{bare}?{left}") };
+    }
 }
 
 /// Puts `key` where the client had put its own in the subprotocol. True when there was such a place.
@@ -184,6 +192,10 @@ mod tests {
             ("monkey=1&key=AIza", "monkey=1"),
         ] {
             assert_eq!(strip_query(query, Some(KEY)), want, "{query}");
+            let mut path = format!("/a?{query}");
+            strip_path(&mut path, Some(KEY));
+            let whole = if want.is_empty() && !query.is_empty() { "/a".to_owned() } else { format!("/a?{want}") };
+            assert_eq!(path, whole, "{query}");
         }
     }
 

@@ -22,7 +22,7 @@ pub(super) enum Error {
     EndpointNotAllowed { endpoint: &'static str, allowed: String },
     #[error("{0}")]
     Internal(&'static str),
-    #[error("{0}")]
+    #[error("virtual key not accepted: {}", .0.as_str())]
     KeyNotAccepted(Rejection),
     #[error("{0}")]
     Limited(#[from] limit::Refused),
@@ -35,10 +35,10 @@ pub(super) enum Error {
     ModelUnknown { endpoint: &'static str, allowed: String },
     #[error("no usable provider key for {provider}{detail}; add one: sidekey provider-key add {provider}")]
     NoProviderKey { provider: String, detail: &'static str },
-    #[error("no provider at {path:?}; paths are /<provider>/<its own path>, or /v1/… ; providers: {known}")]
-    NoSuchProvider { path: String, known: String },
-    #[error("{provider} does not accept the provider key; test it: sidekey provider-key test --all")]
-    ProviderKeyRejected { provider: String },
+    #[error("{detail}; paths are /<provider>/<its own path>, or /v1/…; providers: {known}")]
+    NoSuchProvider { detail: String, known: String },
+    #[error("{provider} refused the provider key with status {status}; see: sidekey provider-key test --all")]
+    ProviderKeyRejected { provider: String, status: u16 },
     #[error("this virtual key may not use the provider {provider:?}; its providers are {allowed}")]
     ProviderNotAllowed { provider: String, allowed: String },
     #[error("two different virtual keys in one request; send one")]
@@ -72,6 +72,14 @@ impl Error {
             }
             _ => Refusal::new(self.kind(), self.to_string()),
         }
+    }
+
+    /// True when the request went upstream, or tried to.
+    pub(super) fn is_upstreams(&self) -> bool {
+        matches!(
+            self,
+            Self::ProviderKeyRejected { .. } | Self::Unreachable { .. } | Self::UpstreamTimeout { .. }
+        )
     }
 
     /// The mapping.

@@ -3,15 +3,15 @@
 //! Owns the attempts and what a refusal of the provider means; leaves order to `select`, connections to `net`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::header::{ACCEPT_ENCODING, HOST};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
 use crate::net::body::Outgoing;
 use crate::net::upstream::{Pool, Received};
-use crate::provider::{AcceptEncoding, Call, Upstream};
+use crate::provider::{AcceptEncoding, Call, Dialect, GEMINI, Upstream};
+use crate::scan::decode::{Decoder, codings};
 use crate::proxy::credentials;
 use crate::proxy::error::Error;
 use crate::proxy::request::Taken;
@@ -26,20 +26,14 @@ pub(super) struct Outbound {
     pub(super) body: Taken,
 }
 
-/// The answer of the provider, and with what it was got.
-#[derive(Debug)]
-pub(super) struct Answered {
-    pub(super) response: Response<Received>,
-    pub(super) candidate: Candidate,
-    pub(super) attempts: u32,
-}
-
 /// Where a request goes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Way<'a> {
     pub(super) upstream: &'a Upstream,
     pub(super) pool: &'a Arc<Pool>,
     pub(super) call: &'a Call<'static>,
+    /// True for a WebSocket.
+    pub(super) upgrade: bool,
 }
 
 /// Tries the candidates in order; `attempt` is told before each.
@@ -48,65 +42,87 @@ pub(super) async fn forward(
     mut outbound: Outbound,
     candidates: Vec<Candidate>,
     mut attempt: impl FnMut(&Candidate, u32) + Send,
-) -> Result<Answered, Error> {
+) -> Result<Response<Received>, Error> {
     let count = candidates.len();
     let mut outcome = Err(Error::Internal("no candidate"));
     for (index, candidate) in candidates.into_iter().enumerate() {
         let last = index + 1 == count || !outbound.body.is_held();
         let Some(request) = outbound.attempt(way, &candidate, last)? else { break };
-        let attempts = u32::try_from(index + 1).unwrap_or(u32::MAX);
-        attempt(&candidate, attempts);
-        outcome = send(way, request).await.map(|response| Answered { response, candidate, attempts });
+        attempt(&candidate, u32::try_from(index + 1).unwrap_or(u32::MAX));
+        let mut sent = send(way, request).await;
+        let meaning = match &mut sent {
+            Ok(response) => meaning(way, response).await,
+            Err(_) => Meaning::Busy,
+        };
+        outcome = match (sent, meaning) {
+            // The provider's text may hold part of the key.
+            (Ok(response), Meaning::KeyRefused) if !matches!(candidate, Candidate::Own) => {
+                let status = response.status().as_u16();
+                Err(Error::ProviderKeyRejected { provider: way.upstream.id.to_string(), status })
+            }
+            (sent, _) => sent,
+        };
         // A request of which part was sent may have been served: only a body still held is sent again, and only because
         // no byte of an answer has come.
-        let is_final = outcome.as_ref().is_ok_and(|answered| meaning(answered.response.status()) == Meaning::Answer);
-        if is_final || last {
+        if meaning == Meaning::Answer || last {
             break;
         }
     }
-    let answered = outcome?;
-    let own = matches!(answered.candidate, Candidate::Own);
-    if meaning(answered.response.status()) == Meaning::KeyRefused && !own {
-        // The provider's text may hold part of the key.
-        return Err(Error::ProviderKeyRejected { provider: way.upstream.id.to_string() });
-    }
-    Ok(answered)
+    outcome
 }
 
-/// What a status says of the key it was sent with.
+/// What an answer says of the key it was got with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
     /// For the client, whatever it is.
     Answer,
     /// Another key may fare better: overload, rate, spent money.
     Busy,
-    /// The key may not do this; another may.
-    Forbidden,
-    /// The key is not accepted.
+    /// The key is not accepted, or may not do this; another may.
     KeyRefused,
 }
 
-fn meaning(status: StatusCode) -> Meaning {
+fn by_status(status: StatusCode) -> Meaning {
     match status.as_u16() {
-        401 => Meaning::KeyRefused,
-        403 => Meaning::Forbidden,
+        401 | 403 => Meaning::KeyRefused,
         402 | 429 | 500 | 502 | 503 | 504 | 529 => Meaning::Busy,
         _ => Meaning::Answer,
     }
 }
 
-async fn send(way: Way<'_>, request: Request<Outgoing>) -> Result<Response<Received>, Error> {
-    let provider = || way.upstream.id.to_string();
-    let sent = way.pool.send(request);
-    let response = match way.upstream.head_timeout {
-        None => sent.await,
-        Some(limit) => timed(sent, limit).await.map_err(|seconds| Error::UpstreamTimeout { provider: provider(), seconds })?,
-    };
-    response.map_err(|source| Error::Unreachable { provider: provider(), source })
+/// Bytes of an error that are looked at.
+const PEEK: usize = 16 * 1024;
+
+/// By the status; Google says 400 of a key it does not know (<https://ai.google.dev/gemini-api/docs/troubleshooting>).
+async fn meaning(way: Way<'_>, response: &mut Response<Received>) -> Meaning {
+    let googles = response.status() == StatusCode::BAD_REQUEST && way.upstream.dialect.name() == GEMINI.name();
+    if !googles {
+        return by_status(response.status());
+    }
+    let codings = codings(response.headers().get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok()));
+    let seen = response.body_mut().peek(PEEK).await;
+    let mut clear = Vec::new();
+    if let Some(codings) = codings {
+        Decoder::new(&codings).feed(&seen, &mut |piece| clear.extend_from_slice(piece));
+    }
+    match memchr::memmem::find(&clear, b"API_KEY_INVALID") {
+        Some(_) => Meaning::KeyRefused,
+        None => Meaning::Answer,
+    }
 }
 
-async fn timed<T>(future: impl Future<Output = T>, limit: Duration) -> Result<T, u64> {
-    tokio::time::timeout(limit, future).await.map_err(|_| limit.as_secs())
+async fn send(way: Way<'_>, request: Request<Outgoing>) -> Result<Response<Received>, Error> {
+    let provider = || way.upstream.id.to_string();
+    let sent = async {
+        if way.upgrade { Box::pin(way.pool.upgrade(request)).await } else { way.pool.send(request).await }
+    };
+    let response = match way.upstream.head_timeout {
+        None => sent.await,
+        Some(limit) => tokio::time::timeout(limit, sent)
+            .await
+            .map_err(|_| Error::UpstreamTimeout { provider: provider(), seconds: limit.as_secs() })?,
+    };
+    response.map_err(|source| Error::Unreachable { provider: provider(), source })
 }
 
 impl Outbound {
@@ -150,7 +166,7 @@ mod tests {
             (400, Meaning::Answer),
             (401, Meaning::KeyRefused),
             (402, Meaning::Busy),
-            (403, Meaning::Forbidden),
+            (403, Meaning::KeyRefused),
             (404, Meaning::Answer),
             (408, Meaning::Answer),
             (429, Meaning::Busy),
@@ -158,7 +174,7 @@ mod tests {
             (501, Meaning::Answer),
             (529, Meaning::Busy),
         ] {
-            assert_eq!(meaning(StatusCode::from_u16(status).unwrap()), want, "{status}");
+            assert_eq!(by_status(StatusCode::from_u16(status).unwrap()), want, "{status}");
         }
     }
 }

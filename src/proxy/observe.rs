@@ -10,7 +10,6 @@ use http_body::{Body, Frame, SizeHint};
 use prometheus::IntGauge;
 
 use crate::net::body::BoxError;
-use crate::net::tunnel;
 use crate::net::upstream::Received;
 use crate::proxy::settle::{Account, End};
 use crate::tally::Observer;
@@ -115,30 +114,5 @@ impl Drop for Relayed {
         // An answer with no body is never polled: it ended when its head was sent.
         let end = if self.received.is_end_stream() { End::Complete } else { End::ClientLeft };
         self.settle(end);
-    }
-}
-
-/// A WebSocket session's tally: the upstream's messages, read from a copy.
-#[derive(Debug)]
-pub(super) struct Session {
-    observer: Observer,
-    account: Account,
-    _in_flight: InFlight,
-}
-
-impl Session {
-    pub(super) fn new(observer: Observer, account: Account, in_flight: InFlight) -> Self {
-        Self { observer, account, _in_flight: in_flight }
-    }
-}
-
-impl tunnel::Observe for Session {
-    fn upstream_said(&mut self, bytes: &[u8]) {
-        self.observer.feed(bytes);
-    }
-
-    fn ended(&mut self) {
-        // A session has no end of its own: whoever hangs up first, it is complete.
-        self.account.settle(self.observer.finish(), End::Complete);
     }
 }

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use crate::clock::{Clock, Nanos};
 use crate::net::body::{BoxError, Chunks, Outgoing};
 use crate::provider::request::{Sniffer, sniff};
 use crate::provider::{Asked, BadRequest, Call};
@@ -56,6 +57,8 @@ pub(super) struct Read {
     pub(super) input_estimate: u64,
     /// True when the held bytes are the JSON that was read, so that a field can be put in.
     pub(super) plain: bool,
+    /// How long the client took to send it.
+    pub(super) waited: Nanos,
 }
 
 /// Reads `body`, and what `call` wants to know of it.
@@ -64,24 +67,28 @@ pub(super) async fn take(
     headers: &HeaderMap,
     mut body: Incoming,
     bounds: Bounds,
+    clock: &Clock,
 ) -> Result<Read, Error> {
     let too_large = || Error::BodyTooLarge { limit: bounds.max };
     if announced(headers).is_some_and(|len| len > bounds.max as u64) {
         return Err(too_large());
     }
     let mut held = Chunks::default();
+    let mut waited = 0;
     while !body.is_end_stream() {
+        let before = clock.now();
         let Some(frame) = body.frame().await else { break };
+        waited += clock.now().saturating_sub(before);
         let Ok(data) = frame.map_err(|_| Error::ClientBody)?.into_data() else { continue };
         held.push(data);
         if held.len() > bounds.max as u64 {
             return Err(too_large());
         }
         if held.len() > bounds.replay as u64 {
-            return partial(call, headers, held, body, bounds);
+            return Ok(Read { waited, ..partial(call, headers, held, body, bounds)? });
         }
     }
-    whole(call, headers, held)
+    Ok(Read { waited, ..whole(call, headers, held)? })
 }
 
 /// How the bytes of a body are to be read.
@@ -127,7 +134,7 @@ fn whole(call: &Call<'_>, headers: &HeaderMap, held: Chunks) -> Result<Read, Err
         Form::Opaque if call.body_model => return Err(undecodable().into()),
         Form::Opaque => Asked::default(),
     };
-    Ok(Read { taken: Taken::Held(held), asked, input_estimate, plain })
+    Ok(Read { taken: Taken::Held(held), asked, input_estimate, plain, waited: 0 })
 }
 
 fn partial(call: &Call<'_>, headers: &HeaderMap, head: Chunks, tail: Incoming, bounds: Bounds) -> Result<Read, Error> {
@@ -144,7 +151,7 @@ fn partial(call: &Call<'_>, headers: &HeaderMap, head: Chunks, tail: Incoming, b
     let input_estimate = seen.saturating_mul(announced) / head.len().max(1);
     let left = bounds.max as u64 - head.len();
     let rest = Rest { head, tail, sniffer, left };
-    Ok(Read { taken: Taken::Partial(Box::new(rest)), asked, input_estimate, plain: false })
+    Ok(Read { taken: Taken::Partial(Box::new(rest)), asked, input_estimate, plain: false, waited: 0 })
 }
 
 /// A bounded copy without its compression; `None` when it is damaged or grows beyond bounds.
@@ -159,7 +166,7 @@ fn decoded(coded: &[Coding], held: &Chunks) -> Option<Vec<u8>> {
             }
         });
     }
-    (!decoder.failed() && clear.len() <= MAX_DECODED).then_some(clear)
+    (decoder.failed().is_none() && clear.len() <= MAX_DECODED).then_some(clear)
 }
 
 fn undecodable() -> BadRequest {
@@ -227,10 +234,8 @@ impl Body for Rest {
             return Poll::Ready(Some(Err("the request body is longer than limits.max_body".into())));
         };
         self.left = left;
-        if let Some(sniffer) = &mut self.sniffer {
-            if let Err(bad) = sniffer.feed(data) {
-                return Poll::Ready(Some(Err(bad.into())));
-            }
+        if let Some(Err(bad)) = self.sniffer.as_mut().map(|sniffer| sniffer.feed(data)) {
+            return Poll::Ready(Some(Err(bad.into())));
         }
         Poll::Ready(Some(Ok(frame)))
     }

@@ -5,13 +5,14 @@
 //! happens on a thread of its own, never on the way of a response.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use crate::clock::{Clock, Nanos};
 use crate::entry::{Entry, Outcome};
 use crate::limit::Permit;
+use crate::proxy::ProxyParts;
 use crate::proxy::metrics::{Families, ProviderMetrics};
 use crate::storage::{KeyState, Ledger, ProviderKeyState};
 use crate::tally::Tally;
@@ -20,9 +21,9 @@ use crate::unit::{TokensSource, Usage};
 
 /// Answers waiting for their tokens to be counted; beyond it the quick estimate is taken at once.
 const WAITING: usize = 1024;
-/// A vocabulary takes 40 MB: it is dropped when nothing was counted for this long.
 /// What the ledger shows when the client left before an answer's head; nginx's word for it.
 const CLIENT_CLOSED: u16 = 499;
+/// A vocabulary takes 40 MB: it is dropped when nothing was counted for this long.
 const UNLOAD_AFTER: Duration = Duration::from_secs(120);
 
 /// What settling needs of the program.
@@ -32,6 +33,8 @@ pub(super) struct Books {
     pub(super) ledger: Ledger,
     pub(super) families: Families,
     counting: SyncSender<Box<Closed>>,
+    access_log: bool,
+    cut: AtomicBool,
 }
 
 /// How an answer ended.
@@ -48,7 +51,7 @@ pub(super) enum End {
 }
 
 /// One request's open account. Settled when told to, else when dropped: as left by the client.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Account {
     inner: Option<Box<Open>>,
 }
@@ -92,15 +95,38 @@ fn note_health(key: &ProviderKeyState, entry: &Entry) {
     }
 }
 
+impl Open {
+    /// Counts the request on `key`, and no longer on the one before.
+    pub(super) fn pay_with(&mut self, key: &Arc<ProviderKeyState>) {
+        key.stats.in_flight.fetch_add(1, Ordering::Relaxed);
+        if let Some(before) = self.provider_key.replace(Arc::clone(key)) {
+            before.stats.in_flight.fetch_sub(1, Ordering::Relaxed);
+            before.stats.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Books {
     /// Starts the counting thread, which ends when the last `Books` has gone.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(super) fn new(clock: Clock, ledger: Ledger, families: Families) -> std::io::Result<Self> {
+    pub(super) fn new(parts: &ProxyParts, families: Families) -> std::io::Result<Self> {
         let (counting, waiting) = sync_channel(WAITING);
         std::thread::Builder::new().name("sidekey-count".to_owned()).spawn(move || count(&waiting))?;
-        Ok(Self { clock, ledger, families, counting })
+        Ok(Self {
+            clock: parts.clock.clone(),
+            ledger: parts.store.ledger(),
+            families,
+            counting,
+            access_log: parts.access_log,
+            cut: AtomicBool::new(false),
+        })
+    }
+
+    /// See [`Shared::cut`](super::Shared::cut).
+    pub(super) fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
     }
 }
 
@@ -137,7 +163,8 @@ impl Account {
     /// Settles; a second call does nothing.
     pub(super) fn settle(&mut self, tally: Tally, end: End) {
         let Some(open) = self.inner.take() else { return };
-        let mut closed = Box::new(Closed { open, tally, end });
+        let cut = open.books.cut.load(Ordering::Relaxed) && end == End::ClientLeft;
+        let mut closed = Box::new(Closed { open, tally, end: if cut { End::Drained } else { end } });
         closed.close();
         if !closed.needs_count() {
             return closed.write();
@@ -220,6 +247,9 @@ impl Closed {
             false => self.tally.text.bytes().div_ceil(4),
         };
         let input = entry.tokens.input.unwrap_or(self.open.input_estimate);
+        if entry.tokens.is_empty() && input == 0 && output == 0 {
+            return;
+        }
         // A running figure may be ahead of what was seen, never behind what was relayed.
         let output = entry.tokens.output.unwrap_or(0).max(output);
         entry.tokens = Usage {
@@ -248,7 +278,30 @@ impl Closed {
             open.entry.status = CLIENT_CLOSED;
         }
         open.metrics.record(&open.entry);
+        if open.books.access_log {
+            access_line(&open.entry);
+        }
         // A full queue is counted and logged by the ledger; the answer is not ours to break for it.
-        let _ = open.books.ledger.record(self.open.entry);
+        let books = Arc::clone(&open.books);
+        let _ = books.ledger.record(self.open.entry);
     }
+}
+
+/// One line for each request; no text of a request or an answer, and no key.
+fn access_line(entry: &Entry) {
+    tracing::info!(
+        target: "sidekey::access",
+        request_id = %entry.request_id,
+        virtual_key = entry.virtual_key.map(tracing::field::display),
+        provider = &*entry.provider,
+        endpoint = &*entry.endpoint,
+        model = entry.model_requested.as_deref(),
+        status = entry.status,
+        outcome = entry.outcome.as_str(),
+        code = entry.error_code.as_deref(),
+        input_tokens = entry.tokens.input,
+        output_tokens = entry.tokens.output,
+        latency_ms = entry.latency_us / 1_000,
+        "request"
+    );
 }

@@ -221,7 +221,7 @@ impl Sniffer {
     /// What the body asked for up to here.
     #[must_use]
     pub fn so_far(&self) -> Asked {
-        if self.broken { Asked::default() } else { self.fields.asked(self.splices) }
+        if self.broken { Asked::default() } else { self.fields.clone().asked(self.splices) }
     }
 
     /// What the body asks for.
@@ -258,7 +258,7 @@ impl Sniffer {
 }
 
 /// What was seen so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Fields {
     /// True when the body's model is the one used.
     model_counts: bool,

@@ -1,0 +1,318 @@
+//! The steps of one request, in order, and what each hands to the next.
+//!
+//! Owns that order and the values in between; leaves what each step decides to the module of its name.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use crate::clock::Nanos;
+use crate::entry::{Entry, Outcome};
+use crate::id::{KeySource, is_name};
+use crate::limit::RateHeaders;
+use crate::provider::{Asked, Call, Upstream, check_path};
+use crate::proxy::authenticate::{Caller, Door, authenticate};
+use crate::proxy::error::Error;
+use crate::proxy::forward::{Outbound, Way, forward};
+use crate::proxy::observe::{AnswerBody, InFlight};
+use crate::proxy::request::{self, Bounds, Taken};
+use crate::proxy::select::{self, Candidate};
+use crate::proxy::settle::{Account, Open};
+use crate::proxy::{Arrival, Destination, Inbound, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade};
+use crate::secret::Secret;
+use crate::storage::Snapshot;
+use crate::tally::{Observer, Wire};
+use crate::unit::{TokensSource, Usage};
+use crate::virtual_key::StreamUsage;
+
+/// Step 1: what is asked, as far as its line tells.
+struct Identified {
+    inbound: Inbound,
+    call: Call<'static>,
+}
+
+/// Step 2: who asks, and nothing of their credential left in the request.
+struct Authenticated {
+    parts: Parts,
+    body: Incoming,
+    destination: Destination,
+    path: String,
+    call: Call<'static>,
+    snapshot: Arc<Snapshot>,
+    caller: Caller,
+    group: Option<Arc<str>>,
+}
+
+/// Step 3: of whom it is asked, and whose keys pay.
+struct Selected {
+    parts: Parts,
+    lane: Arc<Lane>,
+    call: Call<'static>,
+    target: Uri,
+    taken: Taken,
+    asked: Asked,
+    caller: Caller,
+    candidates: Vec<Candidate>,
+    input_estimate: u64,
+    /// Time spent on the client's body, not on the request.
+    waited: Nanos,
+    upgrade: Option<OnUpgrade>,
+}
+
+/// Step 4: there is room for it; the account holds its permit.
+struct Admitted {
+    selected: Selected,
+    account: Account,
+}
+
+impl Proxy {
+    /// All of them. `trail` learns what a refusal needs.
+    pub(super) async fn steps(
+        &self,
+        arrival: Arrival,
+        inbound: Inbound,
+        trail: &mut Trail,
+    ) -> Result<Response<AnswerBody>, Error> {
+        let identified = identify(inbound)?;
+        trail.dialect = identified.call.speaks;
+        let authenticated = self.authenticate(arrival, identified)?;
+        let selected = self.select(arrival, authenticated, trail).await?;
+        let admitted = admit(arrival, selected, trail)?;
+        self.forward(arrival, admitted, trail).await
+    }
+
+    /// Accepts the key and takes every credential out of the request.
+    fn authenticate(&self, arrival: Arrival, identified: Identified) -> Result<Authenticated, Error> {
+        let Identified { inbound, call } = identified;
+        let Inbound { mut parts, body, peer, destination, mut path } = inbound;
+        let snapshot = Arc::clone(&self.parts.store.snapshot());
+        let door = Door {
+            prefix: &self.parts.prefix,
+            pass_unknown: self.parts.section.unknown_keys == UnknownKeys::Pass,
+            wall_ms: arrival.wall_ms,
+            peer: peer.ip(),
+        };
+        let query = path.split_once('?').map(|(_, query)| query);
+        let (caller, presented) = authenticate(door, &snapshot, &parts.headers, query)?;
+        let presented = presented.map(|text| Secret::new(text.to_owned()));
+        if caller.key().is_some() {
+            let presented = presented.as_ref().map(Secret::expose);
+            credentials::strip(&mut parts.headers, presented);
+            credentials::strip_path(&mut path, presented);
+        }
+        let group = parts.headers.get(headers::GROUP).and_then(|value| value.to_str().ok());
+        let group = group.filter(|name| is_name(name)).map(Arc::from);
+        Ok(Authenticated { parts, body, destination, path, call, snapshot, caller, group })
+    }
+
+    /// Reads the request as far as needed, decides the provider, checks what the key may do, and orders who pays.
+    async fn select(&self, arrival: Arrival, before: Authenticated, trail: &mut Trail) -> Result<Selected, Error> {
+        let Authenticated { mut parts, body, destination, path, call, snapshot, caller, group } = before;
+        let section = &self.parts.section;
+        let bounds = Bounds { replay: section.replay_limit, max: section.max_body };
+        let read = request::take(&call, &parts.headers, body, bounds, &self.parts.clock).await?;
+        let request::Read { mut taken, asked, input_estimate, plain, waited } = read;
+        let model = call.model(&asked);
+        let (upstream, target) = self.resolve(&destination, &path, model)?;
+        let lane = self.lanes.get(&upstream.id).cloned().ok_or(Error::Internal("the provider is not built"))?;
+        trail.account = Account::new(Open {
+            books: Arc::clone(&self.books),
+            entry: entry(arrival, &caller, group, &lane, &call, &asked),
+            started: arrival.started,
+            permit: None,
+            key: caller.key().cloned(),
+            provider_key: None,
+            metrics: lane.metrics.clone(),
+            input_estimate,
+            consumes: call.wire.has_output() || matches!(call.wire, Wire::GeminiEmbed | Wire::OpenAiEmbeddings),
+        });
+        if let Some(key) = caller.key() {
+            select::permit(&key.record, &upstream.id, &call, model)?;
+            let wished = key.record.stream_usage.unwrap_or(upstream.stream_usage);
+            if plain && wished == StreamUsage::Request {
+                taken.ask_for_usage(&asked);
+            }
+        }
+        let candidates = select::select(&snapshot, &upstream, &caller, model)?;
+        let upgrade = upgrade::take(&mut parts);
+        headers::strip_request(&mut parts.headers);
+        Ok(Selected { parts, lane, call, target, taken, asked, caller, candidates, input_estimate, waited, upgrade })
+    }
+
+    /// The upstream and the target of a request.
+    fn resolve(&self, to: &Destination, path: &str, model: Option<&str>) -> Result<(Arc<Upstream>, Uri), Error> {
+        let (upstream, path) = match to {
+            Destination::Provider(upstream) => (Arc::clone(upstream), Cow::Borrowed(path)),
+            Destination::ByModel(_) => {
+                let bare = self.registry().bare(path, model).ok_or_else(|| self.nowhere(path))?;
+                (bare.upstream, Cow::Owned(bare.path))
+            }
+            Destination::Nowhere => return Err(self.nowhere(path)),
+        };
+        let target = match upstream.base_path().is_empty() {
+            true => Uri::try_from(&*path),
+            false => Uri::try_from(upstream.path(&path)),
+        };
+        Ok((upstream, target.map_err(|_| Error::Internal("the path is no valid target"))?))
+    }
+
+    fn nowhere(&self, path: &str) -> Error {
+        let path = path.split('?').next().unwrap_or_default();
+        let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        let detail = match self.registry().lookup(first) {
+            Err(why) if !first.is_empty() && path.matches('/').count() > 1 => why.to_string(),
+            _ => format!("no provider at {:?}", path.chars().take(200).collect::<String>()),
+        };
+        let known: Vec<&str> = self.registry().iter().filter(|one| one.enabled).map(|one| &*one.id).collect();
+        Error::NoSuchProvider { detail, known: known.join(", ") }
+    }
+
+    /// Sends it and makes the answer the client's.
+    async fn forward(
+        &self,
+        arrival: Arrival,
+        admitted: Admitted,
+        trail: &mut Trail,
+    ) -> Result<Response<AnswerBody>, Error> {
+        let Admitted { selected, account } = admitted;
+        trail.account = account;
+        let Selected { parts, lane, call, target, taken, asked, candidates, waited, upgrade, .. } = selected;
+        let mut outbound = Outbound::new(parts, target, &lane.upstream, taken);
+        if upgrade.is_some() {
+            upgrade::ask(&mut outbound.headers);
+        }
+        let way = Way { upstream: &lane.upstream, pool: &lane.pool, call: &call, upgrade: upgrade.is_some() };
+        let response = forward(way, outbound, candidates, |candidate, attempts| {
+            self.attempted(&mut trail.account, candidate, attempts, arrival.started.saturating_add(waited));
+        })
+        .await?;
+        let (mut head, received) = response.into_parts();
+        let observer = Observer::new(call.wire, call.is_stream(&asked), head.status.as_u16(), &head.headers);
+        self.answered(arrival, &mut trail.account, &mut head);
+        let mut account = std::mem::take(&mut trail.account);
+        let in_flight = InFlight::new(&self.books.families.in_flight);
+        if head.status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Response::from_parts(head, AnswerBody::relayed(received, observer, account, in_flight)));
+        }
+        let (Some(client), Some(upstream)) = (upgrade, upgrade::of(&mut head)) else {
+            account.refuse(StatusCode::BAD_GATEWAY.as_u16(), "upstream_protocol", Outcome::UpstreamError);
+            return Err(Error::Internal("the provider switched protocols unasked"));
+        };
+        upgrade::join(client, upstream, upgrade::Session::new(observer, account, in_flight), self.drain.clone());
+        Ok(Response::from_parts(head, AnswerBody::Own(None)))
+    }
+
+    /// Notes which key the request is sent with now.
+    fn attempted(&self, account: &mut Account, candidate: &Candidate, attempts: u32, ready: Nanos) {
+        let Some(open) = account.open() else { return };
+        open.entry.attempts = attempts;
+        if attempts == 1 {
+            open.entry.overhead_ns = self.parts.clock.now().saturating_sub(ready);
+        } else {
+            open.metrics.failovers.inc();
+        }
+        if let Candidate::Key { state, source, .. } = candidate {
+            open.entry.key_source = Some(*source);
+            open.entry.provider_key = state.stored_id();
+            open.pay_with(state);
+        }
+    }
+
+    /// Notes the answer's head, and makes it the client's.
+    fn answered(&self, arrival: Arrival, account: &mut Account, head: &mut http::response::Parts) {
+        let mut rates = RateHeaders::default();
+        let mut source: Option<KeySource> = None;
+        if let Some(open) = account.open() {
+            let now = self.parts.clock.now();
+            open.entry.status = head.status.as_u16();
+            open.entry.ttfb_us = now.saturating_sub(arrival.started) / 1_000;
+            open.entry.upstream_request_id = upstream_request_id(&head.headers);
+            source = open.entry.key_source;
+            rates = open.key.as_ref().map(|key| key.limits.remaining(now)).unwrap_or_default();
+        }
+        if head.status != StatusCode::SWITCHING_PROTOCOLS {
+            headers::strip_hop_by_hop(&mut head.headers);
+        }
+        headers::add_ours(&mut head.headers, arrival.id, source, &rates);
+    }
+}
+
+/// Reads the request's line.
+fn identify(inbound: Inbound) -> Result<Identified, Error> {
+    check_path(&inbound.path)?;
+    let call = inbound.destination.dialect().classify(&inbound.parts.method, &inbound.path).into_owned();
+    Ok(Identified { inbound, call })
+}
+
+/// Reserves what the request is thought to need.
+fn admit(arrival: Arrival, selected: Selected, trail: &mut Trail) -> Result<Admitted, Error> {
+    let estimate = match selected.upgrade {
+        // What a session will consume shows only as it goes.
+        Some(_) => admit::Estimate::default(),
+        None => admit::Estimate::of(selected.call.wire, selected.input_estimate, &selected.asked),
+    };
+    let permit = admit::admit(&selected.caller, estimate, arrival.started)?;
+    trail.account.hold(permit);
+    Ok(Admitted { selected, account: std::mem::take(&mut trail.account) })
+}
+
+/// The entry as far as it is known before the answer.
+fn entry(
+    arrival: Arrival,
+    caller: &Caller,
+    group: Option<Arc<str>>,
+    lane: &Lane,
+    call: &Call<'_>,
+    asked: &Asked,
+) -> Entry {
+    let key = caller.key().map(|key| &key.record);
+    let name = |name: Option<&String>| name.map(|name| Arc::from(name.as_str()));
+    Entry {
+        request_id: arrival.id,
+        time_ms: arrival.wall_ms,
+        virtual_key: key.map(|key| key.id),
+        user: name(key.and_then(|key| key.user.as_ref())),
+        team: name(key.and_then(|key| key.team.as_ref())),
+        group,
+        provider: Arc::clone(&lane.upstream.id),
+        provider_key: None,
+        key_source: None,
+        dialect: Arc::from(call.speaks.name()),
+        endpoint: Arc::from(call.endpoint.as_str()),
+        model_requested: call.model(asked).map(|model| model.chars().take(MODEL_MAX).collect::<String>().into()),
+        model_reported: None,
+        stream: call.is_stream(asked),
+        tokens: Usage::default(),
+        tokens_source: TokensSource::None,
+        cost_nano_usd: None,
+        status: 0,
+        outcome: Outcome::ClientDisconnected,
+        error_code: None,
+        latency_us: 0,
+        ttfb_us: 0,
+        overhead_ns: 0,
+        attempts: 0,
+        upstream_request_id: None,
+    }
+}
+
+/// Characters kept of a model's name; a deployment's ARN is the longest real one.
+const MODEL_MAX: usize = 256;
+
+/// Where providers put the id that their support asks for.
+const REQUEST_IDS: [HeaderName; 5] = [
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("request-id"),
+    HeaderName::from_static("x-amzn-requestid"),
+    HeaderName::from_static("apim-request-id"),
+    HeaderName::from_static("mistral-correlation-id"),
+];
+
+fn upstream_request_id(headers: &HeaderMap) -> Option<Arc<str>> {
+    let value = REQUEST_IDS.iter().find_map(|name| headers.get(name))?.to_str().ok()?;
+    (value.len() <= 128).then(|| Arc::from(value))
+}

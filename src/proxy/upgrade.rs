@@ -1,0 +1,89 @@
+//! WebSocket sessions: the same steps as any request, then two sockets joined and a copy of the upstream's messages
+//! tallied.
+//!
+//! Owns the upgrade of HTTP/1.1 (RFC 6455 §4) and [`Session`]; leaves copying to `net::tunnel`.
+
+use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
+use hyper::upgrade::OnUpgrade;
+
+use crate::net::tunnel;
+use crate::proxy::observe::InFlight;
+use crate::proxy::settle::{Account, End};
+use crate::tally::Observer;
+
+pub(super) use crate::net::tunnel::join;
+
+/// The client's side of the connection, when it asks for a WebSocket.
+pub(super) fn take(parts: &mut Parts) -> Option<OnUpgrade> {
+    let wished = parts.headers.get(UPGRADE)?.as_bytes();
+    wished.eq_ignore_ascii_case(b"websocket").then(|| parts.extensions.remove()).flatten()
+}
+
+/// Asks the upstream for the same; the client's own words were of its own connection.
+pub(super) fn ask(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// The upstream's side, when it agreed.
+pub(super) fn of(head: &mut http::response::Parts) -> Option<OnUpgrade> {
+    head.extensions.remove()
+}
+
+/// A session's tally: the upstream's messages, read from a copy.
+#[derive(Debug)]
+pub(super) struct Session {
+    observer: Observer,
+    account: Account,
+    _in_flight: InFlight,
+}
+
+impl Session {
+    pub(super) fn new(observer: Observer, account: Account, in_flight: InFlight) -> Self {
+        Self { observer, account, _in_flight: in_flight }
+    }
+}
+
+impl tunnel::Observe for Session {
+    fn upstream_said(&mut self, bytes: &[u8]) {
+        self.observer.feed(bytes);
+    }
+
+    fn ended(&mut self) {
+        // A session has no end of its own: whoever hangs up first, it is complete.
+        self.account.settle(self.observer.finish(), End::Complete);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.account.settle(self.observer.finish(), End::ClientLeft);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_websocket_is_an_upgrade() {
+        for (name, header, is_asked) in
+            [("none", None, false), ("h2c", Some("h2c"), false), ("websocket", Some("WebSocket"), true)]
+        {
+            let mut request = http::Request::new(());
+            if let Some(value) = header {
+                request.headers_mut().insert(UPGRADE, HeaderValue::from_static(value));
+            }
+            let (mut parts, ()) = request.into_parts();
+            // Without a connection under it there is nothing to take, whatever is asked.
+            assert!(take(&mut parts).is_none(), "{name}");
+            let mut headers = parts.headers;
+            if is_asked {
+                ask(&mut headers);
+                assert_eq!((&headers[CONNECTION], &headers[UPGRADE]), (&"Upgrade", &"websocket"));
+            }
+        }
+    }
+}
