@@ -22,6 +22,10 @@ pub mod storage;
 pub mod control;
 pub mod proxy;
 
+pub mod ingress;
+
 pub mod config;
+
+pub mod app;
 
 pub mod cli;

@@ -64,7 +64,11 @@ pub enum Command {
     /// Runs the proxy in the foreground
     Run(RunArgs),
     /// Shows sidekey at work against a pretend provider, without any account
-    Demo,
+    Demo {
+        /// Tell the story and end
+        #[arg(long)]
+        once: bool,
+    },
     /// Runs a command with a virtual key that dies with it
     Exec(ExecArgs),
     /// Prints the variables that point SDKs at sidekey

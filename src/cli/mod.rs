@@ -5,6 +5,8 @@
 
 pub mod args;
 pub mod client;
+mod daemon;
+mod demo;
 mod doctor;
 pub mod environment;
 pub mod exec;
@@ -43,14 +45,12 @@ use crate::storage::Store;
 /// What the command line asks of `app`, handed in so that tests can stand in for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Hooks {
-    /// Shows sidekey against a pretend provider, until interrupted.
-    pub demo: fn(Loaded, Environment) -> Result<(), Failure>,
     /// Starts a proxy for one command, on a free port of the loopback address.
     pub private: fn(Loaded, Environment) -> PrivateStart,
     /// Runs the proxy until it is told to stop.
     pub run: fn(Loaded, Environment) -> Result<(), Failure>,
     /// Makes what tests provider keys.
-    pub tester: fn(&Store, &Arc<Registry>) -> KeyTester,
+    pub tester: fn(&Store, &Arc<Registry>, &Environment) -> KeyTester,
 }
 
 /// The start of a [`Private`] proxy; polled on the command's runtime, where the proxy may also live.
@@ -89,9 +89,9 @@ pub struct Session {
 
 /// Reads the command line, does what it says, and gives the exit code.
 #[must_use]
-pub fn main_with(hooks: Hooks) -> ExitCode {
+pub fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
-    run(&words, Environment::capture(), hooks).unwrap_or_else(|failure| {
+    run(&words, Environment::capture(), daemon::HOOKS).unwrap_or_else(|failure| {
         for line in failure.lines() {
             out::say(&line);
         }
@@ -132,7 +132,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Completion { .. } | Command::Man => {}
         Command::Config(command) => settings::run(&session, &command)?,
-        Command::Demo => (session.hooks.demo)(session.loaded, session.environment)?,
+        Command::Demo { once } => demo::run(session.loaded, once, session.out)?,
         Command::Doctor => return block_on(doctor::run(&session)),
         Command::Env(args) => environment::run(&session, &args)?,
         Command::Exec(args) => return block_on(execute(session, args)),

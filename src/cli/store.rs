@@ -87,7 +87,7 @@ pub(super) fn registry(session: &Session) -> Result<Arc<Registry>, Failure> {
 fn state(session: &Session, store: &Store, registry: Arc<Registry>) -> ControlState {
     let clock = Clock::system();
     ControlState {
-        tester: (session.hooks.tester)(store, &registry),
+        tester: (session.hooks.tester)(store, &registry, &session.environment),
         store: store.clone(),
         registry,
         facts: Facts {

@@ -8,13 +8,12 @@ use crate::metrics::Metrics;
 use crate::storage::MasterKeyInputs;
 
 const HOOKS: Hooks = Hooks {
-    demo: |_, _| Ok(()),
     private: |_, _| Box::pin(async { Err(Failure::new(Exit::Failure, "no proxy here")) }),
     run: |loaded, _| {
         assert_eq!(loaded.config.listen.proxy.port(), 0);
         Ok(())
     },
-    tester: |_, _| {
+    tester: |_, _, _| {
         Arc::new(|_| {
             let result =
                 TestResult { verdict: Verdict::Rejected, status: Some(401), detail: "401".to_owned(), latency_ms: 1 };
@@ -114,7 +113,7 @@ fn commands_speak_to_a_daemon() {
         metrics: Metrics::default(),
     })
     .expect("it opens");
-    let tester = (HOOKS.tester)(&store, &registry);
+    let tester = (HOOKS.tester)(&store, &registry, &Environment::from_pairs([]));
     let router = crate::control::router(crate::control::ControlState {
         store: store.clone(),
         registry,

@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -41,12 +42,21 @@ pub struct Patience {
     pub header_timeout: Duration,
 }
 
-/// Opens a listening socket; port 0 lets the system choose.
+/// Connections that may wait to be accepted: a burst is not to be turned away while a request is served.
+const BACKLOG: i32 = 1024;
+
+/// Opens a listening socket, non-blocking; port 0 lets the system choose.
 ///
 /// # Errors
 /// When the address is taken or not ours.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart finds the port still in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Accepts until `drain` is signalled. Each connection runs in a task of its own, which holds a watch until it ends.
@@ -99,7 +109,8 @@ async fn serve_http1<H: Handler>(
     mut drain: Watch,
 ) {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(patience.header_timeout);
+    // A provider's answer without `date` is to reach the client without one.
+    builder.timer(TokioTimer::new()).header_read_timeout(patience.header_timeout).auto_date_header(false);
     let mut conn = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
     tokio::select! {
         _ = conn.as_mut() => return,
@@ -110,7 +121,8 @@ async fn serve_http1<H: Handler>(
 
 async fn serve_http2<H: Handler>(io: TokioIo<Rewound>, service: PerConnection<H>, mut drain: Watch) {
     let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder.timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30))).max_concurrent_streams(1_000);
+    builder.timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
+    builder.max_concurrent_streams(1_000).auto_date_header(false);
     let mut conn = std::pin::pin!(builder.serve_connection(io, service));
     tokio::select! {
         _ = conn.as_mut() => return,

@@ -22,6 +22,7 @@ mod upgrade;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use http::Response;
@@ -34,7 +35,7 @@ use crate::id::RequestId;
 use crate::limit::RateHeaders;
 use crate::metrics::Metrics;
 use crate::net::dial::Origin;
-use crate::net::drain::Watch;
+use crate::net::drain::Drain;
 use crate::net::tls::TlsClient;
 use crate::net::upstream::Pool;
 use crate::provider::{Dialect, Registry, Scheme, Upstream};
@@ -90,7 +91,7 @@ pub struct Proxy {
     parts: ProxyParts,
     lanes: HashMap<Arc<str>, Arc<Lane>>,
     books: Arc<Books>,
-    drain: Watch,
+    drain: Arc<Drain>,
 }
 
 /// One provider as the proxy uses it.
@@ -121,8 +122,11 @@ pub struct ProxyParts {
 }
 
 /// What the [`Proxy`] of every worker shares: metrics, the ledger and the counting thread. Made once.
-#[derive(Clone, Debug)]
-pub struct Shared(Arc<Books>);
+#[derive(Debug)]
+pub struct Shared {
+    books: Arc<Books>,
+    counting: JoinHandle<()>,
+}
 
 impl Shared {
     /// Declares the families in `metrics` and starts the counting thread.
@@ -130,13 +134,20 @@ impl Shared {
     /// # Errors
     /// When the system gives no thread.
     pub fn new(parts: &ProxyParts, metrics: &Metrics) -> std::io::Result<Self> {
-        let books = Books::new(parts, Families::new(metrics))?;
-        Ok(Self(Arc::new(books)))
+        let (books, counting) = Books::new(parts, Families::new(metrics))?;
+        Ok(Self { books: Arc::new(books), counting })
     }
 
     /// From now on a request that is dropped was cut by us and did not lose its client.
     pub fn cut(&self) {
-        self.0.cut();
+        self.books.cut();
+    }
+
+    /// Waits until everything settled is on its way to the ledger. The proxies must have gone before.
+    pub fn close(self) {
+        drop(self.books);
+        // A panic is in the log already, by the hook.
+        let _ = self.counting.join();
     }
 }
 
@@ -159,8 +170,8 @@ struct Trail {
 impl Proxy {
     /// A proxy with connections of its own: one for each worker, since a connection lives on one runtime.
     #[must_use]
-    pub fn new(parts: ProxyParts, shared: &Shared, drain: Watch) -> Self {
-        let books = Arc::clone(&shared.0);
+    pub fn new(parts: ProxyParts, shared: &Shared, drain: Arc<Drain>) -> Self {
+        let books = Arc::clone(&shared.books);
         let lane = |upstream: &Arc<Upstream>| {
             let lane = Lane {
                 upstream: Arc::clone(upstream),

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::clock::{Clock, Nanos};
@@ -111,17 +112,18 @@ impl Books {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(super) fn new(parts: &ProxyParts, families: Families) -> std::io::Result<Self> {
+    pub(super) fn new(parts: &ProxyParts, families: Families) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (counting, waiting) = sync_channel(WAITING);
-        std::thread::Builder::new().name("sidekey-count".to_owned()).spawn(move || count(&waiting))?;
-        Ok(Self {
+        let thread = std::thread::Builder::new().name("sidekey-count".to_owned()).spawn(move || count(&waiting))?;
+        let books = Self {
             clock: parts.clock.clone(),
             ledger: parts.store.ledger(),
             families,
             counting,
             access_log: parts.access_log,
             cut: AtomicBool::new(false),
-        })
+        };
+        Ok((books, thread))
     }
 
     /// See [`Shared::cut`](super::Shared::cut).

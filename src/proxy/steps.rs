@@ -202,7 +202,7 @@ impl Proxy {
             account.refuse(StatusCode::BAD_GATEWAY.as_u16(), "upstream_protocol", Outcome::UpstreamError);
             return Err(Error::Internal("the provider switched protocols unasked"));
         };
-        upgrade::join(client, upstream, upgrade::Session::new(observer, account, in_flight), self.drain.clone());
+        upgrade::join(client, upstream, upgrade::Session::new(observer, account, in_flight), self.drain.watch());
         Ok(Response::from_parts(head, AnswerBody::Own(None)))
     }
 

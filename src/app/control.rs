@@ -1,0 +1,130 @@
+//! The thread of the control plane: admin API, telemetry, references.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+
+use crate::app::StartError;
+use crate::control::health::{self, Readiness};
+use crate::control::socket::{AdminSocket, serve_tcp};
+use crate::metrics::Metrics;
+use crate::net::drain::{Drain, Watch};
+use crate::secret::Secret;
+use crate::storage::{References, Store};
+
+/// How long the start waits for keys that are fetched; what takes longer arrives later.
+const REFERENCES: Duration = Duration::from_secs(5);
+/// How long open admin requests may take to end.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What it serves.
+pub(super) struct Service<'a> {
+    pub(super) admin: Option<(&'a Path, Router)>,
+    pub(super) telemetry: Option<(TcpListener, Metrics, Readiness)>,
+    pub(super) store: Store,
+    pub(super) secrets: HashMap<String, Secret>,
+}
+
+/// The thread.
+#[derive(Debug)]
+pub(super) struct Control {
+    drain: Arc<Drain>,
+    thread: JoinHandle<()>,
+}
+
+impl Control {
+    /// Binds the admin socket, forgets the keys of commands that were killed, fetches references, and starts serving.
+    pub(super) fn start(service: Service<'_>) -> Result<Self, StartError> {
+        let Service { admin, telemetry, store, secrets } = service;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let references = store.references(secrets);
+        let admin = runtime.block_on(async {
+            let admin = match admin {
+                Some((path, router)) => Some((AdminSocket::bind(path).await?, router)),
+                None => None,
+            };
+            forget_ephemeral(&store).await;
+            fetch(&references).await;
+            Ok::<_, StartError>(admin)
+        })?;
+        let drain = Arc::new(Drain::default());
+        let watch = drain.watch();
+        let thread = std::thread::Builder::new().name("sidekey-control".to_owned()).spawn(move || {
+            let served = runtime.block_on(serve(admin, telemetry, references, watch));
+            if let Err(error) = served {
+                tracing::error!(%error, "the control plane has ended");
+            }
+        })?;
+        Ok(Self { drain, thread })
+    }
+
+    /// Ends it.
+    pub(super) fn stop(self) {
+        self.drain.signal();
+        // A panic is in the log already, by the hook.
+        let _ = self.thread.join();
+    }
+}
+
+/// Keys made for a command whose `exec` could not delete them.
+async fn forget_ephemeral(store: &Store) {
+    let now = crate::clock::Clock::system().wall_ms();
+    let snapshot = Arc::clone(&store.snapshot());
+    let dead = snapshot.virtual_keys().filter(|key| key.record.ephemeral && key.record.status_word(now) == "expired");
+    for key in dead {
+        if let Err(error) = store.delete_virtual_key(key.record.id, None).await {
+            tracing::warn!(id = %key.record.id, %error, "an expired key of a command is kept");
+        }
+    }
+}
+
+async fn fetch(references: &References) {
+    match tokio::time::timeout(REFERENCES, references.refresh_now()).await {
+        Ok(failed) => {
+            for (id, error) in failed {
+                tracing::warn!(%id, %error, "a provider key cannot be fetched");
+            }
+        }
+        Err(_) => tracing::warn!("some provider keys are still being fetched"),
+    }
+}
+
+async fn serve(
+    admin: Option<(AdminSocket, Router)>,
+    telemetry: Option<(TcpListener, Metrics, Readiness)>,
+    references: References,
+    watch: Watch,
+) -> io::Result<()> {
+    let stopped = |mut watch: Watch| async move { watch.signalled().await };
+    let (for_admin, for_telemetry) = (stopped(watch.clone()), stopped(watch.clone()));
+    let admin = async {
+        match admin {
+            Some((socket, router)) => socket.serve(router, for_admin).await,
+            None => Ok(()),
+        }
+    };
+    let telemetry = async {
+        match telemetry {
+            Some((listener, metrics, readiness)) => {
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                serve_tcp(listener, health::router(metrics, readiness), for_telemetry).await
+            }
+            None => Ok(()),
+        }
+    };
+    let stop = async {
+        stopped(watch).await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::select! {
+        served = async { tokio::try_join!(admin, telemetry) } , if true => served.map(drop),
+        () = references.watch() => Ok(()),
+        () = stop => Ok(()),
+    }
+}

@@ -1,0 +1,45 @@
+//! Why sidekey does not start.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::control::socket::SocketError;
+use crate::net::tls::TlsError;
+use crate::provider::ConfigFault;
+use crate::storage::StoreError;
+
+/// Why sidekey does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({key}): {source}")]
+    Bind {
+        /// The key of the configuration.
+        key: &'static str,
+        /// What it says.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A provider's section is wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Config(Vec<ConfigFault>),
+    /// The system refuses a thread, a timer or a file.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The admin socket cannot be bound.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The store does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// TLS towards providers cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl From<Vec<ConfigFault>> for StartError {
+    fn from(faults: Vec<ConfigFault>) -> Self {
+        Self::Config(faults)
+    }
+}

@@ -1,0 +1,173 @@
+//! The program: its threads, from start to a drained end.
+//!
+//! Owns which thread does what and in which order things begin and end. One thread moves requests (`sidekey-proxy`), one
+//! serves admin API, telemetry and references (`sidekey-control`), so that nothing an operator asks can delay a
+//! request; the store and the counting of tokens have threads of their own. Leaves what a command prints to `cli`.
+
+mod control;
+mod error;
+mod harden;
+mod log;
+mod run;
+mod tester;
+mod worker;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use axum::Router;
+
+use crate::clock::Clock;
+use crate::config::{Environment, Loaded};
+use crate::control::health::{Check, Readiness};
+use crate::control::{ControlState, Facts, Listening};
+use crate::metrics::Metrics;
+use crate::net::drain::Drain;
+use crate::net::listener;
+use crate::net::tls::TlsClient;
+use crate::proxy::{ProxyParts, Shared};
+use crate::storage::Store;
+
+pub use self::error::StartError;
+pub use self::run::run;
+pub use self::tester::tester;
+
+/// Where to listen.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Clients; port 0 takes a free one.
+    pub proxy: SocketAddr,
+    /// Probes and metrics.
+    pub telemetry: Option<SocketAddr>,
+    /// The admin API.
+    pub admin: Option<PathBuf>,
+}
+
+/// A sidekey at work. [`Running::stop`] ends it; dropping it leaves its threads behind.
+pub struct Running {
+    listening: Listening,
+    admin: Router,
+    readiness: Readiness,
+    store: Store,
+    shared: Arc<Shared>,
+    drain: Arc<Drain>,
+    /// Signalled when open requests are to be waited for no longer.
+    hurry: Arc<Drain>,
+    worker: JoinHandle<()>,
+    control: control::Control,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("listening", &self.listening).finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    /// Binds, opens the store and starts the threads. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When an address is taken, the store does not open, or the system refuses. Nothing runs then.
+    pub fn start(loaded: &Loaded, environment: &Environment, listen: &Listen) -> Result<Self, StartError> {
+        let listener = bind("listen.proxy", listen.proxy)?;
+        let telemetry = listen.telemetry.map(|address| bind("listen.telemetry", address)).transpose()?;
+        let (clock, metrics) = (Clock::system(), Metrics::default());
+        let registry = Arc::new(loaded.config.registry()?);
+        let tls = trust(environment)?;
+        let store = Store::open(loaded.store_options(environment, &registry, clock.clone(), metrics.clone()))?;
+        let parts = ProxyParts {
+            store: store.clone(),
+            registry: Arc::clone(&registry),
+            tls: tls.clone(),
+            clock: clock.clone(),
+            section: loaded.config.proxy(),
+            prefix: loaded.config.keys.prefix.clone(),
+            access_log: loaded.config.log.access,
+        };
+        let shared = Arc::new(Shared::new(&parts, &metrics)?);
+        let readiness = Readiness::new(vec![store_check(&store)]);
+        let listening = Listening {
+            proxy: listener.local_addr()?,
+            telemetry: telemetry.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
+            transparent: None,
+            admin: listen.admin.clone(),
+        };
+        let admin = crate::control::router(ControlState {
+            store: store.clone(),
+            registry: Arc::clone(&registry),
+            keys: loaded.config.keys.clone(),
+            facts: Facts {
+                started_ms: clock.wall_ms(),
+                config_file: loaded.places.config_file.clone(),
+                listening: Some(listening.clone()),
+            },
+            readiness: readiness.clone(),
+            tester: tester::with(&store, &registry, tls, clock.clone()),
+            clock,
+        });
+        let control = control::Control::start(control::Service {
+            admin: listen.admin.as_deref().map(|path| (path, admin.clone())),
+            telemetry: telemetry.map(|listener| (listener, metrics, readiness.clone())),
+            store: store.clone(),
+            secrets: environment.secrets(),
+        })?;
+        let (drain, hurry) = (Arc::new(Drain::default()), Arc::new(Drain::default()));
+        let worker = worker::Worker { listener, parts, shared: Arc::clone(&shared), drain: Arc::clone(&drain) };
+        let worker = worker.start(hurry.watch())?;
+        readiness.set_started();
+        Ok(Self { listening, admin, readiness, store, shared, drain, hurry, worker, control })
+    }
+
+    /// The addresses in fact bound.
+    #[must_use]
+    pub fn listening(&self) -> &Listening {
+        &self.listening
+    }
+
+    /// The admin API.
+    #[must_use]
+    pub fn admin(&self) -> Router {
+        self.admin.clone()
+    }
+
+    /// What cuts a [`Running::stop`] short when signalled.
+    #[must_use]
+    pub fn hurry(&self) -> Arc<Drain> {
+        Arc::clone(&self.hurry)
+    }
+
+    /// Takes no more requests, waits for the open ones up to `limits.drain_timeout`, settles what is left, and closes
+    /// the store. Blocks.
+    pub fn stop(self) {
+        self.readiness.set_draining();
+        self.drain.signal();
+        // A panic of a thread is in the log already, by the hook; the rest is still to be saved.
+        let _ = self.worker.join();
+        if let Some(shared) = Arc::into_inner(self.shared) {
+            shared.close();
+        }
+        drop(self.admin);
+        self.control.stop();
+        self.store.close();
+    }
+}
+
+fn bind(key: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
+    listener::bind(address).map_err(|source| StartError::Bind { key, address, source })
+}
+
+/// Mozilla's roots, and those of `SSL_CERT_FILE`, which OpenSSL's users know.
+fn trust(environment: &Environment) -> Result<TlsClient, StartError> {
+    Ok(TlsClient::new(environment.get("SSL_CERT_FILE").map(Path::new))?)
+}
+
+fn store_check(store: &Store) -> Check {
+    let store = store.clone();
+    let check = move || {
+        let health = store.health();
+        if health.up { Ok(()) } else { Err(health.last_error.unwrap_or_else(|| "cannot be written".to_owned())) }
+    };
+    ("store", Arc::new(check))
+}

@@ -1,0 +1,128 @@
+//! Testing a provider key: one request that costs nothing.
+//!
+//! Owns the request and the verdict; leaves which path is asked to the provider's row.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{HOST, USER_AGENT};
+use http::{HeaderValue, Method, Request, Response, Uri};
+
+use crate::clock::Clock;
+use crate::config::Environment;
+use crate::control::{KeyTester, TestResult, Verdict};
+use crate::id::KeyId;
+use crate::net::body::Outgoing;
+use crate::net::dial::Origin;
+use crate::net::tls::TlsClient;
+use crate::net::upstream::{Pool, Received};
+use crate::provider::{GEMINI, Dialect, Registry, Scheme, Upstream};
+use crate::secret::Secret;
+use crate::storage::{ProviderKeyState, Store};
+
+/// How long connecting may take, and how long the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of an error that are looked at.
+const PEEK: usize = 16 * 1024;
+
+/// Tests keys of `store`. Where `SSL_CERT_FILE` of the environment cannot be read, every test says so.
+pub fn tester(store: &Store, registry: &Arc<Registry>, environment: &Environment) -> KeyTester {
+    match super::trust(environment) {
+        Ok(tls) => with(store, registry, tls, Clock::system()),
+        Err(error) => {
+            let detail = error.to_string();
+            Arc::new(move |_| {
+                let result = untested(Verdict::Untestable, &detail);
+                Box::pin(async move { result })
+            })
+        }
+    }
+}
+
+pub(super) fn with(store: &Store, registry: &Arc<Registry>, tls: TlsClient, clock: Clock) -> KeyTester {
+    let (store, registry) = (store.clone(), Arc::clone(registry));
+    Arc::new(move |id| {
+        let key = store.snapshot().provider_key(id).cloned();
+        let (registry, tls, clock) = (Arc::clone(&registry), tls.clone(), clock.clone());
+        Box::pin(async move { test(key, &registry, tls, clock, id).await })
+    })
+}
+
+fn untested(verdict: Verdict, detail: &str) -> TestResult {
+    TestResult { verdict, status: None, detail: detail.to_owned(), latency_ms: 0 }
+}
+
+async fn test(
+    key: Option<Arc<ProviderKeyState>>,
+    registry: &Registry,
+    tls: TlsClient,
+    clock: Clock,
+    id: KeyId,
+) -> TestResult {
+    let cannot = |detail: &str| untested(Verdict::Untestable, detail);
+    let Some(key) = key else { return cannot(&format!("there is no provider key {id}")) };
+    let upstream = match registry.lookup(&key.record.provider) {
+        Ok(upstream) => upstream,
+        Err(why) => return cannot(&why.to_string()),
+    };
+    if !key.environment && key.record.bound_to != upstream.origin() {
+        return cannot("the provider's base_url has changed since this key was entered; enter it again");
+    }
+    let Some(secret) = key.secret.load_full() else { return cannot("the secret it refers to cannot be read") };
+    let Some(path) = &upstream.test else { return cannot("this provider has no request that costs nothing") };
+    let request = match request(upstream, path, &secret) {
+        Ok(request) => request,
+        Err(detail) => return cannot(&detail),
+    };
+    let started = clock.now();
+    let pool = Arc::new(Pool::new(origin(upstream), tls, PATIENCE, clock.clone()));
+    let sent = tokio::time::timeout(PATIENCE, pool.send(request)).await;
+    let latency_ms = clock.now().saturating_sub(started) / 1_000_000;
+    let result = match sent {
+        Err(_) => untested(Verdict::Unreachable, &format!("no answer within {} s", PATIENCE.as_secs())),
+        Ok(Err(error)) => untested(Verdict::Unreachable, &error.to_string()),
+        Ok(Ok(response)) => judge(upstream, response).await,
+    };
+    TestResult { latency_ms, ..result }
+}
+
+fn origin(upstream: &Upstream) -> Origin {
+    Origin {
+        host: upstream.host().into(),
+        port: upstream.port(),
+        tls: upstream.scheme() == Scheme::Https,
+        http2: upstream.http2,
+        public: upstream.is_public(),
+    }
+}
+
+fn request(upstream: &Upstream, path: &str, secret: &Secret) -> Result<Request<Outgoing>, String> {
+    let mut request = Request::new(Outgoing::Empty);
+    *request.uri_mut() = Uri::try_from(upstream.path(path)).map_err(|error| format!("{path}: {error}"))?;
+    let call = upstream.dialect.classify(&Method::GET, path);
+    let headers = request.headers_mut();
+    headers.insert(HOST, upstream.authority().clone());
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("sidekey/", env!("CARGO_PKG_VERSION"))));
+    upstream.authenticate(&call, headers, secret).map_err(|error| error.to_string())?;
+    Ok(request)
+}
+
+/// By the status alone, but for Google, which says 400 of a bad key. Nothing of the text is repeated: it can echo the
+/// key.
+async fn judge(upstream: &Upstream, mut response: Response<Received>) -> TestResult {
+    let status = response.status().as_u16();
+    let (verdict, detail) = match status {
+        200..=399 => (Verdict::Accepted, "the provider takes the key".to_owned()),
+        401 | 403 => (Verdict::Rejected, format!("the provider refuses the key: {status}")),
+        400 if upstream.dialect.name() == GEMINI.name() => {
+            let seen = response.body_mut().peek(PEEK).await;
+            match memchr::memmem::find(&seen, b"API_KEY_INVALID") {
+                Some(_) => (Verdict::Rejected, "the provider refuses the key: 400 API_KEY_INVALID".to_owned()),
+                None => (Verdict::Unreachable, "the provider answers 400, not about the key".to_owned()),
+            }
+        }
+        402 | 429 => (Verdict::Accepted, format!("the provider knows the key, and answers {status} for now")),
+        _ => (Verdict::Unreachable, format!("the provider answers {status}, not about the key")),
+    };
+    TestResult { verdict, status: Some(status), detail, latency_ms: 0 }
+}

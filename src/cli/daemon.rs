@@ -1,0 +1,45 @@
+//! What the command line asks of [`app`](crate::app): the daemon, a proxy for one command, tests of keys.
+
+use crate::app::{self, Listen, Running, StartError};
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::{Hooks, Private, PrivateStart};
+use crate::config::{Environment, Loaded};
+use crate::control::socket::SocketError;
+
+/// The program's own.
+pub(super) const HOOKS: Hooks = Hooks { private, run, tester: app::tester };
+
+fn run(loaded: Loaded, environment: Environment) -> Result<(), Failure> {
+    let done = app::run(&loaded, &environment);
+    drop((loaded, environment));
+    Ok(done?)
+}
+
+/// Starting blocks on the disk, which delays nobody: the command has nothing else to do yet.
+fn private(loaded: Loaded, environment: Environment) -> PrivateStart {
+    Box::pin(async move {
+        let free = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
+        let listen = Listen { proxy: free, telemetry: None, admin: None };
+        let running = Running::start(&loaded, &environment, &listen)?;
+        let (proxy, admin) = (running.listening().proxy, running.admin());
+        let stop = async move { running.stop() };
+        Ok(Private { proxy, admin, stop: Box::pin(stop) })
+    })
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let text = error.to_string();
+        match error {
+            StartError::Store(error) => error.into(),
+            StartError::Bind { key, .. } => Self::new(Exit::Failure, text)
+                .fix(format!("stop what listens there, or choose another address: --set {key}=127.0.0.1:0")),
+            StartError::Config(_) => Self::new(Exit::Config, text),
+            StartError::Tls(_) => Self::new(Exit::Config, text).fix("correct SSL_CERT_FILE, or unset it"),
+            StartError::Socket(SocketError::InUse(_)) => {
+                Self::new(Exit::Store, text).fix("a daemon runs on this data directory; stop it, or use another")
+            }
+            StartError::Io(_) | StartError::Socket(_) => Self::new(Exit::Failure, text),
+        }
+    }
+}
