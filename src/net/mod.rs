@@ -6,6 +6,7 @@ pub mod body;
 pub mod dial;
 pub mod drain;
 pub mod listener;
+mod patient;
 pub mod tls;
 pub mod tunnel;
 pub mod upstream;

@@ -25,6 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use crate::clock::{Clock, Nanos};
 use crate::net::body::Outgoing;
 use crate::net::dial::{DialError, Dialled, Origin, Stream, dial};
+use crate::net::patient::Patient;
 use crate::net::tls::TlsClient;
 
 /// Idle HTTP/1.1 connections kept per upstream; more than this were needed only in a burst.
@@ -56,7 +57,7 @@ pub struct Pool {
     http2: Mutex<Vec<Http2>>,
 }
 
-type Drive = http1::Connection<TokioIo<Stream>, Outgoing>;
+type Drive = http1::Connection<TokioIo<Patient<Stream>>, Outgoing>;
 
 /// An HTTP/1.1 connection and the future that moves its bytes.
 #[derive(Debug)]
@@ -122,7 +123,7 @@ impl Pool {
             let shared = self.open_http2(stream).await?;
             return self.send_http2(shared, request).await;
         }
-        let (sender, drive) = http1::Builder::new().handshake(TokioIo::new(stream)).await?;
+        let (sender, drive) = http1::Builder::new().handshake(TokioIo::new(Patient::new(stream))).await?;
         let fresh = Http1 { sender, drive: Box::pin(drive), idle_since: 0 };
         self.send_http1(fresh, request).await.map_err(|(error, _)| error.into())
     }
@@ -134,7 +135,7 @@ impl Pool {
     pub async fn upgrade(&self, request: Request<Outgoing>) -> Result<Response<Received>, SendError> {
         let plain = Origin { http2: false, ..self.origin.clone() };
         let Dialled { stream, .. } = dial(&plain, &self.tls, self.connect_timeout).await?;
-        let (mut sender, drive) = http1::Builder::new().handshake(TokioIo::new(stream)).await?;
+        let (mut sender, drive) = http1::Builder::new().handshake(TokioIo::new(Patient::new(stream))).await?;
         spawn(async move {
             let _ = drive.with_upgrades().await;
         });

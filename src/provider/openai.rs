@@ -259,7 +259,7 @@ mod tests {
         let refusal = Refusal::new(RefusalKind::RateLimited, "slow").counting(Counted::Tokens).about("max_tokens");
         assert_eq!(
             OPENAI.refusal_body(&refusal),
-            r#"{"error":{"code":"rate_limit_exceeded","message":"slow","param":"max_tokens","type":"tokens"}}"#
+            r#"{"error":{"message":"slow","type":"tokens","param":"max_tokens","code":"rate_limit_exceeded"}}"#
         );
     }
 }

@@ -30,6 +30,8 @@ pub struct Relayed {
     observer: Observer,
     account: Account,
     _in_flight: InFlight,
+    /// The upstream broke off; told to the server once it has sent what came before.
+    broken: Option<hyper::Error>,
 }
 
 /// Counts a relayed answer while it is open.
@@ -51,7 +53,7 @@ impl Drop for InFlight {
 
 impl AnswerBody {
     pub(super) fn relayed(received: Received, observer: Observer, account: Account, in_flight: InFlight) -> Self {
-        Self::Relayed(Box::new(Relayed { received, observer, account, _in_flight: in_flight }))
+        Self::Relayed(Box::new(Relayed { received, observer, account, _in_flight: in_flight, broken: None }))
     }
 }
 
@@ -70,8 +72,12 @@ impl Body for AnswerBody {
             Self::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Relayed(relayed) => &mut **relayed,
         };
+        if let Some(error) = relayed.broken.take() {
+            // An error here makes the server cut the connection: a truncated answer must look like one.
+            return Poll::Ready(Some(Err(error.into())));
+        }
         let polled = std::task::ready!(Pin::new(&mut relayed.received).poll_frame(cx));
-        Poll::Ready(match polled {
+        match polled {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     relayed.observer.feed(data);
@@ -80,18 +86,19 @@ impl Body for AnswerBody {
                 if relayed.received.is_end_stream() {
                     relayed.settle(End::Complete);
                 }
-                Some(Ok(frame))
+                Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
                 relayed.settle(End::UpstreamBroke);
-                // An error here makes the server cut the connection: a truncated answer must look like one.
-                Some(Err(error.into()))
+                relayed.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             None => {
                 relayed.settle(End::Complete);
-                None
+                Poll::Ready(None)
             }
-        })
+        }
     }
 
     fn is_end_stream(&self) -> bool {

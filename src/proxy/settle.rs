@@ -252,8 +252,10 @@ impl Closed {
         if entry.tokens.is_empty() && input == 0 && output == 0 {
             return;
         }
-        // A running figure may be ahead of what was seen, never behind what was relayed.
-        let output = entry.tokens.output.unwrap_or(0).max(output);
+        // A running figure is the last word unless more was relayed than it covers.
+        if entry.tokens.output.is_some_and(|reported| reported >= output) {
+            return;
+        }
         entry.tokens = Usage {
             input: Some(input),
             output: Some(output),

@@ -79,7 +79,13 @@ async fn chunk_borders_stay() {
     let mut client = Client::connect(sidekey.proxy).await.unwrap();
     let answer = client.send(&Request::post(CHAT, BODY).bearer(&key)).await.unwrap();
     assert_eq!(answer.body, pieces.concat());
-    assert_eq!(answer.pieces, pieces, "the bytes are the same, their borders are not");
+    // A chunk may come in two parts where a read ended inside it; two chunks are never made one.
+    let borders = |pieces: &[Bytes]| -> Vec<usize> {
+        pieces.iter().scan(0, |at, piece| { *at += piece.len(); Some(*at) }).collect()
+    };
+    let got = borders(&answer.pieces);
+    let lost: Vec<_> = borders(&pieces).into_iter().filter(|at| !got.contains(at)).collect();
+    assert!(lost.is_empty(), "borders lost at {lost:?}");
 }
 
 #[tokio::test]

@@ -306,13 +306,6 @@ impl Sidekey {
         assert_eq!(status.code(), Some(0), "after SIGTERM:\n{}", self.stderr());
     }
 
-    /// Waits until a reservation made before this call must be in the journal: whatever is recorded later is written
-    /// no earlier, and group commit takes milliseconds.
-    pub(crate) async fn wait_for_journal(&self) {
-        let refused = self.send(&Request::post("/openai/v1/chat/completions", "{}")).await;
-        self.entry(&refused.request_id()).await;
-    }
-
     /// Kills it where it stands.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("our own child");
