@@ -16,7 +16,7 @@ use crate::net::body::Outgoing;
 use crate::net::dial::Origin;
 use crate::net::tls::TlsClient;
 use crate::net::upstream::{Pool, Received};
-use crate::provider::{GEMINI, Dialect, Registry, Scheme, Upstream};
+use crate::provider::{Dialect, GEMINI, Registry, Scheme, Upstream};
 use crate::secret::Secret;
 use crate::storage::{ProviderKeyState, Store};
 

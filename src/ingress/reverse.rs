@@ -67,7 +67,11 @@ mod tests {
             ("/openai", "openai", "/"),
             ("/v1/chat/completions", "by openai", "/v1/chat/completions"),
             ("/v1/messages", "by anthropic", "/v1/messages"),
-            ("/v1beta/models/gemini-2.5-pro:generateContent", "by gemini", "/v1beta/models/gemini-2.5-pro:generateContent"),
+            (
+                "/v1beta/models/gemini-2.5-pro:generateContent",
+                "by gemini",
+                "/v1beta/models/gemini-2.5-pro:generateContent",
+            ),
             ("/", "nowhere", "/"),
             ("/opneai/v1/models", "nowhere", "/opneai/v1/models"),
         ] {

@@ -135,7 +135,10 @@ mod tests {
     const KEY: &str = "sk-side-a1b2c3d4e5f67890-0123456789012345678901234567890123456789012";
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+            .collect()
     }
 
     #[test]
@@ -157,7 +160,12 @@ mod tests {
             ("query", &[], Some(query.as_str()), Presented::Virtual(KEY)),
             ("twice the same", &[("x-api-key", KEY), ("authorization", &bearer)], None, Presented::Virtual(KEY)),
             ("two that differ", &[("x-api-key", &other), ("authorization", &bearer)], None, Presented::Several),
-            ("beside a foreign one", &[("authorization", "Bearer sk-real"), ("api-key", KEY)], None, Presented::Virtual(KEY)),
+            (
+                "beside a foreign one",
+                &[("authorization", "Bearer sk-real"), ("api-key", KEY)],
+                None,
+                Presented::Virtual(KEY),
+            ),
             ("foreign", &[("authorization", "Bearer sk-real")], None, Presented::Foreign),
             ("malformed of ours", &[("x-api-key", "sk-side-nonsense")], None, Presented::Virtual("sk-side-nonsense")),
             ("empty", &[("authorization", "Bearer ")], None, Presented::Nothing),

@@ -59,7 +59,9 @@ impl Error {
                     limit::Kind::Tpm => Counted::Tokens,
                     limit::Kind::InFlight | limit::Kind::Rpm => Counted::Requests,
                 };
-                let wait = refused.retry_after.map(|wait| u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
+                let wait = refused
+                    .retry_after
+                    .map(|wait| u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
                 Refusal::new(self.kind(), self.to_string()).counting(counted).after_ms(wait)
             }
             Self::ModelNotAllowed { .. } => Refusal::new(self.kind(), self.to_string()).about("model"),
@@ -76,10 +78,7 @@ impl Error {
 
     /// True when the request went upstream, or tried to.
     pub(super) fn is_upstreams(&self) -> bool {
-        matches!(
-            self,
-            Self::ProviderKeyRejected { .. } | Self::Unreachable { .. } | Self::UpstreamTimeout { .. }
-        )
+        matches!(self, Self::ProviderKeyRejected { .. } | Self::Unreachable { .. } | Self::UpstreamTimeout { .. })
     }
 
     /// The mapping.

@@ -11,11 +11,11 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use crate::net::body::Outgoing;
 use crate::net::upstream::{Pool, Received};
 use crate::provider::{AcceptEncoding, Call, Dialect, GEMINI, Upstream};
-use crate::scan::decode::{Decoder, codings};
 use crate::proxy::credentials;
 use crate::proxy::error::Error;
 use crate::proxy::request::Taken;
 use crate::proxy::select::Candidate;
+use crate::scan::decode::{Decoder, codings};
 
 /// A request ready to be sent, but for the credential.
 #[derive(Debug)]
@@ -113,9 +113,8 @@ async fn meaning(way: Way<'_>, response: &mut Response<Received>) -> Meaning {
 
 async fn send(way: Way<'_>, request: Request<Outgoing>) -> Result<Response<Received>, Error> {
     let provider = || way.upstream.id.to_string();
-    let sent = async {
-        if way.upgrade { Box::pin(way.pool.upgrade(request)).await } else { way.pool.send(request).await }
-    };
+    let sent =
+        async { if way.upgrade { Box::pin(way.pool.upgrade(request)).await } else { way.pool.send(request).await } };
     let response = match way.upstream.head_timeout {
         None => sent.await,
         Some(limit) => tokio::time::timeout(limit, sent)

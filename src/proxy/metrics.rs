@@ -33,13 +33,8 @@ pub(super) struct ProviderMetrics {
     pub(super) failovers: IntCounter,
 }
 
-const OUTCOMES: [Outcome; 5] = [
-    Outcome::Ok,
-    Outcome::Refused,
-    Outcome::UpstreamError,
-    Outcome::ClientDisconnected,
-    Outcome::AbortedByDrain,
-];
+const OUTCOMES: [Outcome; 5] =
+    [Outcome::Ok, Outcome::Refused, Outcome::UpstreamError, Outcome::ClientDisconnected, Outcome::AbortedByDrain];
 
 impl Families {
     pub(super) fn new(metrics: &Metrics) -> Self {

@@ -19,11 +19,7 @@ use crate::virtual_key::VirtualKey;
 #[derive(Clone, Debug)]
 pub(super) enum Candidate {
     /// With this provider key.
-    Key {
-        state: Arc<ProviderKeyState>,
-        secret: Arc<Secret>,
-        source: KeySource,
-    },
+    Key { state: Arc<ProviderKeyState>, secret: Arc<Secret>, source: KeySource },
     /// With no key: the provider wants none.
     Keyless,
     /// With the credential the client brought.

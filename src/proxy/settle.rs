@@ -173,7 +173,8 @@ impl Account {
         }
         let books = Arc::clone(&closed.open.books);
         if let Err(error) = books.counting.try_send(closed) {
-            let (std::sync::mpsc::TrySendError::Full(mut closed) | std::sync::mpsc::TrySendError::Disconnected(mut closed)) = error;
+            let (std::sync::mpsc::TrySendError::Full(mut closed)
+            | std::sync::mpsc::TrySendError::Disconnected(mut closed)) = error;
             closed.estimate(false);
             closed.write();
         }

@@ -22,7 +22,9 @@ use crate::proxy::observe::{AnswerBody, InFlight};
 use crate::proxy::request::{self, Bounds, Taken};
 use crate::proxy::select::{self, Candidate};
 use crate::proxy::settle::{Account, Open};
-use crate::proxy::{Arrival, Destination, Inbound, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade};
+use crate::proxy::{
+    Arrival, Destination, Inbound, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade,
+};
 use crate::secret::Secret;
 use crate::storage::Snapshot;
 use crate::tally::{Observer, Wire};

