@@ -1,4 +1,38 @@
-//! sidekey.
+//! sidekey: a sidecar reverse proxy for LLM APIs.
+//!
+//! It runs beside one app, takes the app's virtual key, swaps it for a real provider key that only it can read, holds the
+//! app to its limits, forwards the request, and relays the answer byte for byte while it counts the tokens on a copy.
+//!
+//! # The life of a request
+//!
+//! ```text
+//! accept -> identify -> authenticate -> select -> admit -> forward -> observe -> settle -> record
+//! net       ingress     virtual_key     provider  limit    net        scan       proxy     storage
+//!                                       keys               upstream   tally
+//! ```
+//!
+//! [`proxy`] owns the order of these steps; each takes the value of the one before by move. Nothing on this way waits for
+//! a disk: it reads an immutable [`Snapshot`](storage::Snapshot) of the store and hands [`Entry`](entry::Entry)s to the
+//! [`Ledger`](storage::Ledger) by a bounded queue.
+//!
+//! # The house
+//!
+//! Modules import from the layers above them in this list, never from below; a test holds them to it.
+//!
+//! | layer | modules | what it knows |
+//! |---|---|---|
+//! | words | [`clock`], [`id`], [`metrics`], [`secret`], [`unit`] | time, names, figures |
+//! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`scan`], [`tokens`] | one thing each, no I/O |
+//! | wire formats | [`tally`], [`provider`] | what providers send and want |
+//! | resources | [`storage`], [`net`] | the disk, sockets |
+//! | planes | [`proxy`], [`control`] | requests of apps, requests of operators |
+//! | ways in | [`ingress`] | how a client came |
+//! | program | [`config`], [`app`], [`cli`] | what was said, what runs, what is typed |
+//!
+//! # Threads
+//!
+//! `sidekey-proxy` moves requests, `sidekey-control` answers operators, `sidekey-store` writes, `sidekey-count` counts
+//! tokens that a provider did not report. See [`app`].
 
 pub mod clock;
 pub mod id;
@@ -27,5 +61,4 @@ pub mod ingress;
 pub mod config;
 
 pub mod app;
-
 pub mod cli;

@@ -467,7 +467,8 @@ mod tests {
     fn checks_in_order() {
         let (base, digests) = key("secret");
         let right = digests.digest("secret");
-        let cases: [(&str, fn(&mut VirtualKey), &str, u64, Result<(), Rejection>); 7] = [
+        type Case = (&'static str, fn(&mut VirtualKey), &'static str, u64, Result<(), Rejection>);
+        let cases: [Case; 7] = [
             ("good", |_| {}, "secret", 99, Ok(())),
             ("expired", |_| {}, "secret", 100, Err(Rejection::Expired)),
             ("wrong before expired", |_| {}, "other", 100, Err(Rejection::WrongSecret)),

@@ -127,7 +127,6 @@ impl Running {
     }
 
     /// The admin API.
-    #[must_use]
     pub fn admin(&self) -> Router {
         self.admin.clone()
     }

@@ -1,8 +1,14 @@
 //! Tokens nobody reported: an estimate of a request's input, and of the output that was seen going by.
 //!
-//! Owns the byte estimator (always there, half a nanosecond a byte) and the tokenizer behind the `tokenizer` feature
+//! Owns the byte estimator (always there, a tenth of a nanosecond a byte) and the tokenizer behind the `tokenizer` feature
 //! (loaded when first needed, given back by [`unload`]). Leaves deciding when to estimate, and on which thread, to others:
 //! loading a vocabulary takes 0.1 s and counting 16 KB up to some milliseconds, so neither belongs on the delivery path.
+
+#[cfg(feature = "tokenizer")]
+mod vocabulary;
+
+#[cfg(feature = "tokenizer")]
+use vocabulary::Vocabulary;
 
 /// Bytes of output kept for counting; what exceeds them is extrapolated.
 pub const MAX_TEXT: usize = 16 * 1024;
@@ -66,9 +72,14 @@ pub fn estimate_input(bytes: &[u8]) -> u64 {
     ascii.div_ceil(4) + wide
 }
 
-/// ASCII bytes, and first bytes of other characters.
+/// ASCII bytes, and first bytes of other characters. Counted in bytes first, so that sixteen go into one instruction.
 fn census(bytes: &[u8]) -> (u64, u64) {
-    bytes.iter().fold((0, 0), |(ascii, wide), &byte| (ascii + u64::from(byte < 0x80), wide + u64::from(byte >= 0xc0)))
+    bytes.chunks(usize::from(u8::MAX)).fold((0, 0), |(ascii, wide), chunk| {
+        let (few_ascii, few_wide) = chunk
+            .iter()
+            .fold((0_u8, 0_u8), |(ascii, wide), &byte| (ascii + u8::from(byte < 0x80), wide + u8::from(byte >= 0xc0)));
+        (ascii + u64::from(few_ascii), wide + u64::from(few_wide))
+    })
 }
 
 /// Estimates the output tokens of an answer from what was seen of it. 0 when nothing was.
@@ -165,36 +176,8 @@ impl Family {
 }
 
 #[cfg(feature = "tokenizer")]
-mod vocabulary {
-    //! Vocabularies, loaded on demand and dropped on request.
-
-    use std::sync::{Arc, Mutex, PoisonError};
-
-    use tiktoken_rs::CoreBPE;
-
-    use super::Family;
-
-    static LOADED: Mutex<[Option<Arc<CoreBPE>>; 2]> = Mutex::new([None, None]);
-
-    /// `None` if the bundled vocabulary cannot be read.
-    pub(super) fn of(family: Family) -> Option<Arc<CoreBPE>> {
-        let slot = usize::from(family == Family::Gpt4);
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        if loaded[slot].is_none() {
-            let made = if slot == 1 { tiktoken_rs::cl100k_base() } else { tiktoken_rs::o200k_base() };
-            loaded[slot] = made.ok().map(Arc::new);
-        }
-        loaded[slot].clone()
-    }
-
-    pub(super) fn unload() {
-        *LOADED.lock().unwrap_or_else(PoisonError::into_inner) = [None, None];
-    }
-}
-
-#[cfg(feature = "tokenizer")]
 fn count(family: Family, text: &str) -> u64 {
-    match vocabulary::of(family) {
+    match vocabulary::of(if family == Family::Gpt4 { Vocabulary::Cl100k } else { Vocabulary::O200k }) {
         Some(vocabulary) => vocabulary.count_ordinary(text) as u64,
         None => estimate_input(text.as_bytes()),
     }
