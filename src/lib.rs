@@ -21,7 +21,7 @@
 //!
 //! | layer | modules | what it knows |
 //! |---|---|---|
-//! | words | [`clock`], [`id`], [`metrics`], [`secret`], [`unit`] | time, names, figures |
+//! | words | [`clock`], [`id`], [`metrics`], [`secret`], [`unit`](mod@unit) | time, names, figures |
 //! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |

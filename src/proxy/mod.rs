@@ -1,6 +1,6 @@
 //! The request path: authenticate, select, admit, forward, observe, settle.
 //!
-//! Owns the order of the steps ([`steps`]): each takes the value of the one before by move, so none is left out or done
+//! Owns the order of the steps (`steps`): each takes the value of the one before by move, so none is left out or done
 //! twice. Leaves how the client came in to `ingress`, connections to `net`, and records to `storage`. Nothing here waits
 //! for the disk: keys come from an immutable snapshot, entries go to a bounded queue.
 

@@ -310,3 +310,135 @@ fn access_line(entry: &Entry) {
         "request"
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Mutex;
+
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+
+    use super::*;
+    use crate::id::RequestId;
+    use crate::limit::KeyLimits;
+    use crate::metrics::Metrics;
+    use crate::net::tls::TlsClient;
+    use crate::provider::Registry;
+    use crate::proxy::ProxySection;
+    use crate::storage::{LedgerFilter, MasterKeyInputs, Store, StoreOptions, StoreSection};
+    use crate::virtual_key::Limits;
+
+    fn parts(dir: &std::path::Path) -> ProxyParts {
+        let clock = Clock::system();
+        let store = Store::open(StoreOptions {
+            dir: dir.to_owned(),
+            create: true,
+            master: MasterKeyInputs::default(),
+            environment_keys: Vec::new(),
+            section: StoreSection::default(),
+            clock: clock.clone(),
+            metrics: Metrics::default(),
+        })
+        .unwrap();
+        ProxyParts {
+            store,
+            registry: Arc::new(Registry::build(&std::collections::BTreeMap::new(), None).unwrap()),
+            tls: TlsClient::new(None).unwrap(),
+            clock,
+            section: ProxySection::default(),
+            prefix: "sk-side".to_owned(),
+            access_log: false,
+        }
+    }
+
+    fn entry(request_id: RequestId, time_ms: u64, attempts: u32) -> Entry {
+        Entry {
+            request_id,
+            time_ms,
+            virtual_key: None,
+            user: None,
+            team: None,
+            group: None,
+            provider: "openai".into(),
+            provider_key: None,
+            key_source: None,
+            dialect: "openai".into(),
+            endpoint: "chat".into(),
+            model_requested: None,
+            model_reported: None,
+            stream: true,
+            tokens: Usage::default(),
+            tokens_source: TokensSource::None,
+            cost_nano_usd: None,
+            status: 200,
+            outcome: Outcome::ClientDisconnected,
+            error_code: None,
+            latency_us: 0,
+            ttfb_us: 0,
+            overhead_ns: 0,
+            attempts,
+            upstream_request_id: None,
+        }
+    }
+
+    /// What may be done to an account before it is dropped.
+    fn endings() -> impl Strategy<Value = Vec<Option<End>>> {
+        let end = prop_oneof![
+            Just(Some(End::Complete)),
+            Just(Some(End::ClientLeft)),
+            Just(Some(End::UpstreamBroke)),
+            // A refusal.
+            Just(None),
+        ];
+        proptest::collection::vec(end, 0..4)
+    }
+
+    #[test]
+    fn however_it_ends_it_is_settled_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let parts = parts(dir.path());
+        let (books, counting) = Books::new(&parts, Families::new(&Metrics::default())).unwrap();
+        let books = Arc::new(books);
+        let limits = Limits { rpm: None, tpm: Some(1_000_000), max_in_flight: Some(1) };
+        let opened = Mutex::new(Vec::new());
+        let mut runner = TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() });
+        let run = runner.run(&(endings(), 0..3_u32, any::<bool>()), |(endings, attempts, consumes)| {
+            let limits = Arc::new(KeyLimits::new(&limits));
+            let now_ms = books.clock.wall_ms();
+            let request_id = RequestId::new(now_ms);
+            let mut account = Account::new(Open {
+                books: Arc::clone(&books),
+                entry: entry(request_id, now_ms, attempts),
+                started: 0,
+                permit: Some(limits.reserve(books.clock.now(), 100).unwrap()),
+                key: None,
+                provider_key: None,
+                metrics: books.families.provider("openai"),
+                input_estimate: 3,
+                consumes,
+            });
+            for end in endings {
+                match end {
+                    Some(end) => account.settle(Tally::default(), end),
+                    None => account.refuse(429, "rate_limit_exceeded", Outcome::Refused),
+                }
+            }
+            drop(account);
+            opened.lock().unwrap().push((request_id, limits));
+            Ok(())
+        });
+        run.unwrap();
+        drop(books);
+        counting.join().unwrap();
+        let opened = opened.into_inner().unwrap();
+        assert!(opened.iter().all(|(_, limits)| limits.in_flight() == 0), "a permit is held");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let page = runtime.block_on(parts.store.ledger().query(LedgerFilter::default())).unwrap();
+        let recorded: Vec<RequestId> = page.entries.iter().map(|entry| entry.request_id).collect();
+        let wanted: BTreeSet<String> = opened.iter().map(|(id, _)| id.to_string()).collect();
+        assert_eq!(recorded.len(), opened.len(), "one entry each");
+        assert_eq!(recorded.iter().map(ToString::to_string).collect::<BTreeSet<_>>(), wanted);
+        parts.store.close();
+    }
+}
