@@ -106,7 +106,7 @@ async fn serve(
     let admin = async {
         match admin {
             Some((socket, router)) => socket.serve(router, for_admin).await,
-            None => Ok(()),
+            None => std::future::pending().await,
         }
     };
     let telemetry = async {
@@ -115,7 +115,7 @@ async fn serve(
                 let listener = tokio::net::TcpListener::from_std(listener)?;
                 serve_tcp(listener, health::router(metrics, readiness), for_telemetry).await
             }
-            None => Ok(()),
+            None => std::future::pending().await,
         }
     };
     let stop = async {
@@ -123,7 +123,7 @@ async fn serve(
         tokio::time::sleep(LINGER).await;
     };
     tokio::select! {
-        served = async { tokio::try_join!(admin, telemetry) } , if true => served.map(drop),
+        served = async { tokio::try_join!(admin, telemetry) } => served.map(drop),
         () = references.watch() => Ok(()),
         () = stop => Ok(()),
     }

@@ -30,7 +30,13 @@ pub fn run(loaded: &Loaded, environment: &Environment) -> Result<(), StartError>
     };
     let signals = Signals::new()?;
     let running = Running::start(loaded, environment, &listen)?;
-    let file = RunFile::write(&loaded.places.data_dir, running.listening())?;
+    let file = match RunFile::write(&loaded.places.data_dir, running.listening()) {
+        Ok(file) => file,
+        Err(error) => {
+            running.stop();
+            return Err(error.into());
+        }
+    };
     let listening = running.listening();
     tracing::info!(proxy = %listening.proxy, telemetry = listening.telemetry.map(tracing::field::display), "ready");
     signals.wait();

@@ -115,7 +115,8 @@ async fn judge(upstream: &Upstream, mut response: Response<Received>) -> TestRes
         200..=399 => (Verdict::Accepted, "the provider takes the key".to_owned()),
         401 | 403 => (Verdict::Rejected, format!("the provider refuses the key: {status}")),
         400 if upstream.dialect.name() == GEMINI.name() => {
-            let seen = response.body_mut().peek(PEEK).await;
+            let mut seen = Vec::new();
+            let _ = tokio::time::timeout(PATIENCE, response.body_mut().peek(&mut seen, PEEK)).await;
             match memchr::memmem::find(&seen, b"API_KEY_INVALID") {
                 Some(_) => (Verdict::Rejected, "the provider refuses the key: 400 API_KEY_INVALID".to_owned()),
                 None => (Verdict::Unreachable, "the provider answers 400, not about the key".to_owned()),

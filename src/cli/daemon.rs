@@ -15,12 +15,14 @@ fn run(loaded: Loaded, environment: Environment) -> Result<(), Failure> {
     Ok(done?)
 }
 
-/// Starting blocks on the disk, which delays nobody: the command has nothing else to do yet.
+/// Starting blocks on the disk and on runtimes of its own, so it has a thread of its own.
 fn private(loaded: Loaded, environment: Environment) -> PrivateStart {
     Box::pin(async move {
         let free = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
         let listen = Listen { proxy: free, telemetry: None, admin: None };
-        let running = Running::start(&loaded, &environment, &listen)?;
+        let starting = std::thread::spawn(move || Running::start(&loaded, &environment, &listen));
+        let started = starting.join().map_err(|_| Failure::new(Exit::Failure, "the proxy panicked at its start"))?;
+        let running = started?;
         let (proxy, admin) = (running.listening().proxy, running.admin());
         let stop = async move { running.stop() };
         Ok(Private { proxy, admin, stop: Box::pin(stop) })

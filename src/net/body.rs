@@ -6,11 +6,15 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 
 /// Any error a body may end with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Chunks below this are put together, until they are [`LARGE`].
+const SMALL: usize = 512;
+const LARGE: usize = 4 * 1024;
 
 /// A request body on its way to an upstream. No byte is copied: chunks are the ones the client's socket gave.
 #[derive(Default)]
@@ -32,11 +36,21 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Adds `chunk` behind the others.
+    /// Adds `chunk` behind the others. Small ones are gathered: each would hold on to a whole read buffer.
     pub fn push(&mut self, chunk: Bytes) {
         self.len += chunk.len() as u64;
-        if !chunk.is_empty() {
-            self.chunks.push_back(chunk);
+        match self.chunks.back_mut() {
+            Some(last) if chunk.len() < SMALL && last.len() < LARGE => {
+                let mut gathered = std::mem::take(last).try_into_mut().unwrap_or_else(|shared| {
+                    let mut own = BytesMut::with_capacity(LARGE + SMALL);
+                    own.extend_from_slice(&shared);
+                    own
+                });
+                gathered.extend_from_slice(&chunk);
+                *last = gathered.freeze();
+            }
+            _ if chunk.is_empty() => {}
+            _ => self.chunks.push_back(chunk),
         }
     }
 
@@ -70,29 +84,12 @@ impl Chunks {
         match self.chunks.len() {
             0 => Bytes::new(),
             1 => self.chunks[0].clone(),
-            _ => self.chunks.iter().flat_map(|chunk| chunk.iter().copied()).collect(),
-        }
-    }
-
-    /// The same bytes with `insert` put in at `offset`.
-    #[must_use]
-    pub fn spliced(&self, offset: u64, insert: Bytes) -> Self {
-        let mut out = Self::default();
-        let (mut at, mut insert) = (0, Some(insert));
-        for chunk in &self.chunks {
-            let end = at + chunk.len() as u64;
-            let cut = usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX);
-            if offset <= end && insert.is_some() {
-                out.push(chunk.slice(..cut));
-                out.push(insert.take().unwrap_or_default());
-                out.push(chunk.slice(cut..));
-            } else {
-                out.push(chunk.clone());
+            _ => {
+                let mut joined = BytesMut::with_capacity(usize::try_from(self.len).unwrap_or(0));
+                self.chunks.iter().for_each(|chunk| joined.extend_from_slice(chunk));
+                joined.freeze()
             }
-            at = end;
         }
-        out.push(insert.unwrap_or_default());
-        out
     }
 }
 
@@ -148,19 +145,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn splices_at_every_offset_of_every_cut() {
-        let text = b"0123456789";
-        for cut in 0..=text.len() {
-            let mut chunks = Chunks::default();
-            chunks.push(Bytes::copy_from_slice(&text[..cut]));
-            chunks.push(Bytes::copy_from_slice(&text[cut..]));
-            for offset in 0..=text.len() {
-                let got = chunks.spliced(offset as u64, Bytes::from_static(b"ab"));
-                let mut want = text.to_vec();
-                want.splice(offset..offset, *b"ab");
-                assert_eq!(got.joined(), want, "cut {cut}, offset {offset}");
-                assert_eq!(got.len(), 12);
-            }
+    fn small_chunks_are_gathered() {
+        let mut chunks = Chunks::default();
+        let text: Vec<u8> = (0..20_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        for byte in &text {
+            chunks.push(Bytes::copy_from_slice(std::slice::from_ref(byte)));
         }
+        chunks.push(Bytes::from(vec![7; LARGE]));
+        assert!(chunks.iter().count() < 30, "{}", chunks.iter().count());
+        assert_eq!(chunks.len(), (text.len() + LARGE) as u64);
+        assert_eq!(chunks.joined()[..text.len()], text);
     }
 }

@@ -93,8 +93,19 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }
 
-async fn connection<H: Handler>(tcp: TcpStream, peer: SocketAddr, handler: Arc<H>, patience: Patience, drain: Watch) {
-    let Ok(Some(io)) = tokio::time::timeout(patience.header_timeout, sniff_version(tcp)).await else { return };
+async fn connection<H: Handler>(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    handler: Arc<H>,
+    patience: Patience,
+    mut drain: Watch,
+) {
+    let sniffed = tokio::select! {
+        sniffed = tokio::time::timeout(patience.header_timeout, sniff_version(tcp)) => sniffed,
+        // Nothing has been asked yet.
+        () = drain.signalled() => return,
+    };
+    let Ok(Some(io)) = sniffed else { return };
     let service = PerConnection { handler, peer };
     match io {
         Sniffed::Http1(io) => serve_http1(TokioIo::new(io), service, patience, drain).await,

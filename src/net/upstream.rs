@@ -63,8 +63,19 @@ type Drive = http1::Connection<TokioIo<Patient<Stream>>, Outgoing>;
 #[derive(Debug)]
 struct Http1 {
     sender: http1::SendRequest<Outgoing>,
-    drive: Pin<Box<Drive>>,
+    /// `None` once it has ended: kept any longer, it would hold a request that it can no longer send.
+    drive: Option<Pin<Box<Drive>>>,
     idle_since: Nanos,
+}
+
+impl Http1 {
+    /// Moves bytes; true while the connection is open.
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.drive.as_mut().is_some_and(|drive| drive.as_mut().poll(cx).is_ready()) {
+            self.drive = None;
+        }
+        self.drive.is_some()
+    }
 }
 
 /// A shared HTTP/2 connection; its task ends when the last sender has gone.
@@ -124,7 +135,7 @@ impl Pool {
             return self.send_http2(shared, request).await;
         }
         let (sender, drive) = http1::Builder::new().handshake(TokioIo::new(Patient::new(stream))).await?;
-        let fresh = Http1 { sender, drive: Box::pin(drive), idle_since: 0 };
+        let fresh = Http1 { sender, drive: Some(Box::pin(drive)), idle_since: 0 };
         self.send_http1(fresh, request).await.map_err(|(error, _)| error.into())
     }
 
@@ -146,31 +157,30 @@ impl Pool {
     /// Closes connections that are idle too long or that the upstream has closed; called now and then, because an
     /// idle connection that nobody polls does not see its end.
     pub fn sweep(&self) {
-        let oldest = self.clock.now().saturating_sub(u64::try_from(IDLE_LIMIT.as_nanos()).unwrap_or(u64::MAX));
+        let oldest = self.oldest();
         let mut cx = Context::from_waker(Waker::noop());
-        lock(&self.http1)
-            .retain_mut(|kept| kept.idle_since >= oldest && kept.drive.as_mut().poll(&mut cx).is_pending());
+        lock(&self.http1).retain_mut(|kept| kept.idle_since >= oldest && kept.poll_open(&mut cx));
         lock(&self.http2).retain(|shared| {
             !shared.sender.is_closed() && (shared.streams.load(Ordering::Relaxed) > 0 || shared.sender.is_ready())
         });
     }
 
-    /// Idle HTTP/1.1 connections now.
-    #[must_use]
-    pub fn idle(&self) -> usize {
-        lock(&self.http1).len()
-    }
-
     /// The connection used last, so that the others may grow idle and be closed.
     fn checkout(&self) -> Option<Http1> {
         let mut cx = Context::from_waker(Waker::noop());
+        let oldest = self.oldest();
         loop {
             let mut kept = lock(&self.http1).pop()?;
             // Sees a close, or bytes nobody asked for, that came while it lay idle.
-            if kept.drive.as_mut().poll(&mut cx).is_pending() && kept.sender.is_ready() {
+            if kept.idle_since >= oldest && kept.poll_open(&mut cx) && kept.sender.is_ready() {
                 return Some(kept);
             }
         }
+    }
+
+    /// What is idle since before this is closed.
+    fn oldest(&self) -> Nanos {
+        self.clock.now().saturating_sub(u64::try_from(IDLE_LIMIT.as_nanos()).unwrap_or(Nanos::MAX))
     }
 
     fn checkin(&self, mut conn: Http1) {
@@ -187,15 +197,17 @@ impl Pool {
         request: Request<Outgoing>,
     ) -> Result<Response<Received>, (hyper::Error, Option<Request<Outgoing>>)> {
         let mut answer = std::pin::pin!(conn.sender.try_send_request(request));
-        let mut closed = false;
+        let drive = &mut conn.drive;
         let sent = std::future::poll_fn(|cx| {
-            closed = closed || conn.drive.as_mut().poll(cx).is_ready();
+            if drive.as_mut().is_some_and(|drive| drive.as_mut().poll(cx).is_ready()) {
+                *drive = None;
+            }
             answer.as_mut().poll(cx)
         })
         .await;
         match sent {
             Ok(response) => {
-                let lent = if closed { None } else { Some((conn, Arc::clone(self))) };
+                let lent = if conn.drive.is_none() { None } else { Some((conn, Arc::clone(self))) };
                 Ok(response.map(|incoming| Received { held: VecDeque::new(), incoming, kind: Kind::Http1(lent) }))
             }
             Err(mut failed) => {
@@ -258,7 +270,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct Received {
     /// Read ahead by [`Received::peek`].
-    held: VecDeque<Bytes>,
+    held: VecDeque<Result<Frame<Bytes>, hyper::Error>>,
     incoming: Incoming,
     kind: Kind,
 }
@@ -271,58 +283,27 @@ enum Kind {
 }
 
 impl Received {
-    /// Reads ahead, at most about `limit` bytes, and gives a copy of what the reader will get first. An error is left
-    /// for the reader to find.
-    pub async fn peek(&mut self, limit: usize) -> Vec<u8> {
-        let mut seen = Vec::new();
-        let mut held = VecDeque::new();
-        while seen.len() < limit && !self.is_end_stream() {
-            let Some(Ok(frame)) = std::future::poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await else { break };
-            let Ok(data) = frame.into_data() else { break };
-            seen.extend_from_slice(&data[..data.len().min(limit - seen.len())]);
-            held.push_back(data);
-        }
-        self.held = held;
-        seen
-    }
-
-    /// Gives a connection whose response has ended back to its pool.
-    fn give_back(&mut self, cx: &mut Context<'_>) {
-        let Kind::Http1(lent) = &mut self.kind else { return };
-        let Some((mut conn, pool)) = lent.take() else { return };
-        // The first poll takes in the end of the message, the second finds the connection ready for the next one.
-        for _ in 0..2 {
-            if conn.drive.as_mut().poll(cx).is_ready() {
-                return;
+    /// Reads ahead, at most about `limit` bytes, and adds a copy of them to `seen`. The reader gets everything
+    /// nevertheless, an error too.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses nothing.
+    pub async fn peek(&mut self, seen: &mut Vec<u8>, limit: usize) {
+        while seen.len() < limit && !self.incoming.is_end_stream() {
+            let Some(frame) = std::future::poll_fn(|cx| self.poll_upstream(cx)).await else { break };
+            if let Ok(Some(data)) = frame.as_ref().map(Frame::data_ref) {
+                seen.extend_from_slice(&data[..data.len().min(limit - seen.len())]);
             }
-            if conn.sender.is_ready() {
-                return pool.checkin(conn);
+            let ends = frame.is_err();
+            self.held.push_back(frame);
+            if ends {
+                break;
             }
         }
     }
 
-    fn poll_http1(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let first = Pin::new(&mut self.incoming).poll_frame(cx);
-        let Kind::Http1(Some((conn, _))) = &mut self.kind else { return first };
-        if first.is_ready() {
-            return first;
-        }
-        let closed = conn.drive.as_mut().poll(cx).is_ready();
-        if closed {
-            self.kind = Kind::Http1(None);
-        }
-        Pin::new(&mut self.incoming).poll_frame(cx)
-    }
-}
-
-impl Body for Received {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(held) = self.held.pop_front() {
-            return Poll::Ready(Some(Ok(Frame::data(held))));
-        }
+    /// The next frame from the connection.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = match self.kind {
             Kind::Http1(_) => self.poll_http1(cx),
             Kind::Http2(_) => Pin::new(&mut self.incoming).poll_frame(cx),
@@ -337,12 +318,52 @@ impl Body for Received {
         polled
     }
 
+    /// Gives a connection whose response has ended back to its pool.
+    fn give_back(&mut self, cx: &mut Context<'_>) {
+        let Kind::Http1(lent) = &mut self.kind else { return };
+        let Some((mut conn, pool)) = lent.take() else { return };
+        // The first poll takes in the end of the message, the second finds the connection ready for the next one.
+        for _ in 0..2 {
+            if !conn.poll_open(cx) {
+                return;
+            }
+            if conn.sender.is_ready() {
+                return pool.checkin(conn);
+            }
+        }
+    }
+
+    fn poll_http1(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let first = Pin::new(&mut self.incoming).poll_frame(cx);
+        let Kind::Http1(Some((conn, _))) = &mut self.kind else { return first };
+        if first.is_ready() {
+            return first;
+        }
+        if !conn.poll_open(cx) {
+            self.kind = Kind::Http1(None);
+        }
+        Pin::new(&mut self.incoming).poll_frame(cx)
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.held.pop_front() {
+            Some(held) => Poll::Ready(Some(held)),
+            None => self.poll_upstream(cx),
+        }
+    }
+
     fn is_end_stream(&self) -> bool {
         self.held.is_empty() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let held = self.held.iter().map(|held| held.len() as u64).sum::<u64>();
+        let data = |held: &Result<Frame<Bytes>, _>| held.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
+        let held = self.held.iter().map(|held| data(held) as u64).sum::<u64>();
         let mut hint = self.incoming.size_hint();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + held);

@@ -7,7 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
 use http::header::{HeaderMap, HeaderValue};
 use wildmatch::WildMatch;
 
@@ -144,12 +143,6 @@ impl Upstream {
             Auth::ApiKey.apply(headers, key)?;
         }
         Ok(())
-    }
-
-    /// The headers that [`Upstream::authenticate`] may write.
-    #[must_use]
-    pub fn credential_headers() -> Vec<HeaderName> {
-        Auth::ALL.into_iter().filter_map(Auth::header).collect()
     }
 
     /// The path and query to send: the prefix, then the client's bytes.

@@ -10,13 +10,13 @@ use http::HeaderMap;
 use crate::proxy::credentials::{self, Presented};
 use crate::proxy::error::Error;
 use crate::storage::{KeyState, Snapshot};
-use crate::virtual_key::{Rejection, parse_id};
+use crate::virtual_key::{Digest, Rejection, parse_id};
 
 /// Who asks.
 #[derive(Clone, Debug)]
 pub(super) enum Caller {
-    /// The holder of a virtual key.
-    Known(Arc<KeyState>),
+    /// The holder of a virtual key, and the digest of what was presented.
+    Known(Arc<KeyState>, Digest),
     /// Somebody with a real key of their own: it goes upstream as it came, and nothing of ours does.
     Stranger,
 }
@@ -25,9 +25,17 @@ impl Caller {
     /// The key's state.
     pub(super) fn key(&self) -> Option<&Arc<KeyState>> {
         match self {
-            Self::Known(key) => Some(key),
+            Self::Known(key, _) => Some(key),
             Self::Stranger => None,
         }
+    }
+
+    /// The same caller by a later snapshot: the key as it is now, or why it is accepted no longer.
+    pub(super) fn again(self, snapshot: &Snapshot, wall_ms: u64, peer: IpAddr) -> Result<Self, Error> {
+        let Self::Known(before, digest) = self else { return Ok(self) };
+        let key = snapshot.virtual_key(before.record.id).ok_or(Error::KeyNotAccepted(Rejection::Unknown))?;
+        key.record.check(digest, wall_ms, Some(peer)).map_err(Error::KeyNotAccepted)?;
+        Ok(Self::Known(Arc::clone(key), digest))
     }
 }
 
@@ -59,5 +67,5 @@ pub(super) fn authenticate<'a>(
     let id = parse_id(text).ok_or(Error::KeyNotAccepted(Rejection::Malformed))?;
     let key = snapshot.virtual_key(id).ok_or(Error::KeyNotAccepted(Rejection::Unknown))?;
     key.record.check(digest, door.wall_ms, Some(door.peer)).map_err(Error::KeyNotAccepted)?;
-    Ok((Caller::Known(Arc::clone(key)), Some(text)))
+    Ok((Caller::Known(Arc::clone(key), digest), Some(text)))
 }

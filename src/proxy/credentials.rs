@@ -109,23 +109,34 @@ pub(super) fn strip_path(path: &mut String, presented: Option<&str>) {
     }
 }
 
-/// Puts `key` where the client had put its own in the subprotocol. True when there was such a place.
-pub(super) fn swap_subprotocol(headers: &mut HeaderMap, key: &str) -> bool {
+/// Puts `key` where the client had put its own in the subprotocol, or with `None` takes it out. True when the key now
+/// stands there.
+pub(super) fn swap_subprotocol(headers: &mut HeaderMap, key: Option<&str>) -> bool {
     if !subprotocols(headers).any(|item| item.starts_with(SUBPROTOCOL)) {
         return false;
     }
     let items: Vec<Cow<'_, str>> = subprotocols(headers)
-        .map(|item| match item.starts_with(SUBPROTOCOL) {
-            true => Cow::Owned(format!("{SUBPROTOCOL}{key}")),
-            false => Cow::Borrowed(item),
+        .filter_map(|item| match item.starts_with(SUBPROTOCOL) {
+            true => key.map(|key| Cow::Owned(format!("{SUBPROTOCOL}{key}"))),
+            false => Some(Cow::Borrowed(item)),
         })
         .collect();
     let swapped = HeaderValue::try_from(items.join(", "));
     headers.remove(SEC_WEBSOCKET_PROTOCOL);
     let Ok(mut value) = swapped else { return false };
+    if value.is_empty() {
+        return false;
+    }
     value.set_sensitive(true);
     headers.insert(SEC_WEBSOCKET_PROTOCOL, value);
-    true
+    key.is_some()
+}
+
+/// Takes the key out of an upstream's choice of subprotocol: some choose the first that was offered, whatever it is.
+pub(super) fn strip_choice(headers: &mut HeaderMap) {
+    if subprotocols(headers).any(|item| item.starts_with(SUBPROTOCOL)) {
+        headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    }
 }
 
 #[cfg(test)]
@@ -211,8 +222,13 @@ mod tests {
     fn the_subprotocol_is_swapped_in_place() {
         let mut map = headers(&[("sec-websocket-protocol", &format!("realtime, openai-insecure-api-key.{KEY}, beta"))]);
         strip(&mut map, Some(KEY));
-        assert!(swap_subprotocol(&mut map, "sk-real"));
+        assert!(swap_subprotocol(&mut map, Some("sk-real")));
         assert_eq!(map[SEC_WEBSOCKET_PROTOCOL], "realtime, openai-insecure-api-key.sk-real, beta");
-        assert!(!swap_subprotocol(&mut headers(&[("sec-websocket-protocol", "realtime")]), "sk-real"));
+        assert!(!swap_subprotocol(&mut headers(&[("sec-websocket-protocol", "realtime")]), Some("sk-real")));
+        let mut chosen = headers(&[("sec-websocket-protocol", "openai-insecure-api-key.sk-real")]);
+        strip_choice(&mut chosen);
+        assert!(chosen.is_empty());
+        assert!(!swap_subprotocol(&mut map, None));
+        assert_eq!(map[SEC_WEBSOCKET_PROTOCOL], "realtime, beta");
     }
 }

@@ -18,6 +18,8 @@ pub(super) enum Error {
     BodyTooLarge { limit: usize },
     #[error("the client broke off its request")]
     ClientBody,
+    #[error("the client stopped in the middle of its request")]
+    ClientSlow,
     #[error("this virtual key may not use the endpoint {endpoint:?}; its endpoints are {allowed}")]
     EndpointNotAllowed { endpoint: &'static str, allowed: String },
     #[error("{0}")]
@@ -76,6 +78,12 @@ impl Error {
         }
     }
 
+    /// True when the provider has not begun to serve the request, so that another key may try: it was not reached, or
+    /// stayed silent. A connection lost after the request was written is neither.
+    pub(super) fn is_unsent(&self) -> bool {
+        matches!(self, Self::Unreachable { source: SendError::Dial(_), .. } | Self::UpstreamTimeout { .. })
+    }
+
     /// True when the request went upstream, or tried to.
     pub(super) fn is_upstreams(&self) -> bool {
         matches!(self, Self::ProviderKeyRejected { .. } | Self::Unreachable { .. } | Self::UpstreamTimeout { .. })
@@ -84,7 +92,9 @@ impl Error {
     /// The mapping.
     pub(super) fn kind(&self) -> RefusalKind {
         match self {
-            Self::BadPath(_) | Self::BadRequest(_) | Self::ClientBody | Self::SeveralKeys => RefusalKind::BadRequest,
+            Self::BadPath(_) | Self::BadRequest(_) | Self::ClientBody | Self::ClientSlow | Self::SeveralKeys => {
+                RefusalKind::BadRequest
+            }
             Self::BodyTooLarge { .. } => RefusalKind::BodyTooLarge,
             Self::EndpointNotAllowed { .. } | Self::ModelUnknown { .. } | Self::ProviderNotAllowed { .. } => {
                 RefusalKind::PermissionDenied

@@ -3,17 +3,18 @@
 //! Owns the attempts and what a refusal of the provider means; leaves order to `select`, connections to `net`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HOST};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
 use crate::net::body::Outgoing;
-use crate::net::upstream::{Pool, Received};
+use crate::net::upstream::{Pool, Received, SendError};
 use crate::provider::{AcceptEncoding, Call, Dialect, GEMINI, Upstream};
 use crate::proxy::credentials;
 use crate::proxy::error::Error;
-use crate::proxy::request::Taken;
+use crate::proxy::request::{BodyFault, Taken};
 use crate::proxy::select::Candidate;
 use crate::scan::decode::{Decoder, codings};
 
@@ -47,20 +48,33 @@ pub(super) async fn forward(
     let mut outcome = Err(Error::Internal("no candidate"));
     for (index, candidate) in candidates.into_iter().enumerate() {
         let last = index + 1 == count || !outbound.body.is_held();
-        let Some(request) = outbound.attempt(way, &candidate, last)? else { break };
+        let request = match outbound.attempt(way, &candidate, last) {
+            Ok(Some(request)) => request,
+            Ok(None) => break,
+            Err(error) => {
+                outcome = outcome.or(Err(error));
+                continue;
+            }
+        };
         attempt(&candidate, u32::try_from(index + 1).unwrap_or(u32::MAX));
         let mut sent = send(way, request).await;
         let meaning = match &mut sent {
             Ok(response) => meaning(way, response).await,
-            Err(_) => Meaning::Busy,
+            Err(error) if error.is_unsent() => Meaning::Busy,
+            Err(_) => Meaning::Answer,
         };
-        outcome = match (sent, meaning) {
+        let learned = match (sent, meaning) {
             // The provider's text may hold part of the key.
             (Ok(response), Meaning::KeyRefused) if !matches!(candidate, Candidate::Own) => {
                 let status = response.status().as_u16();
                 Err(Error::ProviderKeyRejected { provider: way.upstream.id.to_string(), status })
             }
             (sent, _) => sent,
+        };
+        // An earlier key's "come back later" tells the client more than a later key's failure.
+        outcome = match (outcome, learned) {
+            (Ok(busy), Err(_)) => Ok(busy),
+            (_, learned) => learned,
         };
         // A request of which part was sent may have been served: only a body still held is sent again, and only because
         // no byte of an answer has come.
@@ -92,6 +106,7 @@ fn by_status(status: StatusCode) -> Meaning {
 
 /// Bytes of an error that are looked at.
 const PEEK: usize = 16 * 1024;
+const PEEK_TIME: Duration = Duration::from_secs(5);
 
 /// By the status; Google says 400 of a key it does not know (<https://ai.google.dev/gemini-api/docs/troubleshooting>).
 async fn meaning(way: Way<'_>, response: &mut Response<Received>) -> Meaning {
@@ -100,7 +115,9 @@ async fn meaning(way: Way<'_>, response: &mut Response<Received>) -> Meaning {
         return by_status(response.status());
     }
     let codings = codings(response.headers().get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok()));
-    let seen = response.body_mut().peek(PEEK).await;
+    // What has not come by then is not worth holding the answer back for.
+    let mut seen = Vec::new();
+    let _ = tokio::time::timeout(PEEK_TIME, response.body_mut().peek(&mut seen, PEEK)).await;
     let mut clear = Vec::new();
     if let Some(codings) = codings {
         Decoder::new(&codings).feed(&seen, &mut |piece| clear.extend_from_slice(piece));
@@ -121,7 +138,24 @@ async fn send(way: Way<'_>, request: Request<Outgoing>) -> Result<Response<Recei
             .await
             .map_err(|_| Error::UpstreamTimeout { provider: provider(), seconds: limit.as_secs() })?,
     };
-    response.map_err(|source| Error::Unreachable { provider: provider(), source })
+    response.map_err(|source| match fault_of(&source) {
+        Some(BodyFault::Bad(bad)) => Error::BadRequest(bad.clone()),
+        Some(BodyFault::Client) => Error::ClientBody,
+        Some(BodyFault::TooLarge(limit)) => Error::BodyTooLarge { limit: *limit },
+        None => Error::Unreachable { provider: provider(), source },
+    })
+}
+
+/// The client's fault, where that is what ended the request to the provider.
+fn fault_of(error: &SendError) -> Option<&BodyFault> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(fault) = error.downcast_ref() {
+            return Some(fault);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 impl Outbound {
@@ -131,6 +165,11 @@ impl Outbound {
         headers.insert(HOST, upstream.authority().clone());
         if upstream.accept_encoding == Some(AcceptEncoding::Identity) {
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        let empty = matches!(&body, Taken::Held(held) if held.is_empty());
+        if empty && matches!(parts.method, Method::PATCH | Method::POST | Method::PUT) {
+            // Some servers want it said (RFC 9110 §8.6).
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         Self { method: parts.method, target, headers, body }
     }
@@ -142,13 +181,16 @@ impl Outbound {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.target.clone();
         *request.headers_mut() = if last { std::mem::take(&mut self.headers) } else { self.headers.clone() };
-        if let Candidate::Key { secret, .. } = candidate {
-            let headers = request.headers_mut();
-            if credentials::swap_subprotocol(headers, secret.expose()) {
-                return Ok(Some(request));
+        let headers = request.headers_mut();
+        match candidate {
+            Candidate::Own => {}
+            Candidate::Keyless => drop(credentials::swap_subprotocol(headers, None)),
+            Candidate::Key { secret, .. } => {
+                let swapped = credentials::swap_subprotocol(headers, way.upgrade.then(|| secret.expose()));
+                if !swapped && way.upstream.authenticate(way.call, headers, secret).is_err() {
+                    return Err(Error::Internal("the provider key cannot stand in a header; enter it again"));
+                }
             }
-            let applied = way.upstream.authenticate(way.call, headers, secret);
-            applied.map_err(|_| Error::Internal("the provider key cannot stand in a header; enter it again"))?;
         }
         Ok(Some(request))
     }

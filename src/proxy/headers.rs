@@ -4,7 +4,8 @@
 //! `credentials`.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -26,6 +27,10 @@ const REMAINING_TPM: HeaderName = HeaderName::from_static("x-ratelimit-remaining
 
 /// Removes what concerns one connection only: the names `Connection` lists, then the fixed ones.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // A length beside it says nothing of the body (RFC 9112 §6.3).
+        headers.remove(CONTENT_LENGTH);
+    }
     if let Some(listed) = headers.get(CONNECTION) {
         // Nearly always one of two words that name nothing further.
         let common = listed == "keep-alive" || listed == "close";
@@ -34,7 +39,9 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE] {
+    for name in
+        [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE]
+    {
         headers.remove(name);
     }
 }
@@ -58,7 +65,7 @@ fn strip_listed(headers: &mut HeaderMap) {
 /// authority is the upstream's.
 pub(super) fn strip_request(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
-    for name in [CONTENT_LENGTH, EXPECT, HOST, GROUP] {
+    for name in [CONTENT_LENGTH, EXPECT, HOST, GROUP, PROXY_AUTHORIZATION] {
         headers.remove(name);
     }
 }

@@ -23,10 +23,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
+use http::header::EXPECT;
 use http::request::Parts;
+use http_body::Body;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use crate::clock::{Clock, Nanos};
@@ -160,11 +164,21 @@ struct Arrival {
     peer: SocketAddr,
 }
 
+/// [`Inbound`] without what others hold.
+#[derive(Debug)]
+struct Asking {
+    parts: Parts,
+    destination: Destination,
+    path: String,
+}
+
 /// What a refusal has to know of the steps before it. Dropped with the request, it settles the account.
 #[derive(Debug)]
 struct Trail {
     dialect: &'static dyn Dialect,
     account: Account,
+    /// What the client has still to send.
+    body: Option<Incoming>,
 }
 
 impl Proxy {
@@ -205,11 +219,18 @@ impl Proxy {
         let wall_ms = self.parts.clock.wall_ms();
         let id = RequestId::new(wall_ms);
         let arrival = Arrival { id, started: self.parts.clock.now(), wall_ms, peer: inbound.peer };
-        let mut trail = Trail { dialect: inbound.destination.dialect(), account: Account::default() };
-        match self.steps(arrival, inbound, &mut trail).await {
-            Ok(response) => response,
-            Err(error) => self.refuse(arrival, trail, &error),
+        let Inbound { parts, body, destination, path, .. } = inbound;
+        let expects = parts.headers.contains_key(EXPECT);
+        let mut trail = Trail { dialect: destination.dialect(), account: Account::default(), body: Some(body) };
+        let error = match self.steps(arrival, Asking { parts, destination, path }, &mut trail).await {
+            Ok(response) => return response,
+            Err(error) => error,
+        };
+        if let Some(body) = trail.body.take().filter(|body| !expects && !body.is_end_stream()) {
+            // A client that waits for leave to send its body is not to be given it now.
+            let _ = tokio::time::timeout(DRAIN_TIME, drain(body)).await;
         }
+        self.refuse(arrival, trail, &error)
     }
 
     /// The answer of a request that ends here.
@@ -231,6 +252,19 @@ impl Proxy {
         tracing::debug!(request_id = %arrival.id, peer = %arrival.peer.ip(), code = refusal.kind.code(), "refused");
         headers::add_ours(response.headers_mut(), arrival.id, source, &rates);
         response
+    }
+}
+
+/// Of a refused request this much is still read, for this long: a connection closed on a client that is sending is
+/// reset, and the client sees that instead of the answer (RFC 9112 §9.6).
+const DRAIN_BYTES: usize = 8 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+async fn drain(mut body: Incoming) {
+    let mut left = DRAIN_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
+        left = rest;
     }
 }
 

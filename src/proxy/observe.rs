@@ -30,7 +30,7 @@ pub struct Relayed {
     observer: Observer,
     account: Account,
     _in_flight: InFlight,
-    /// The upstream broke off; told to the server once it has sent what came before.
+    /// The upstream broke off; told to the server one poll later, so that it can send what came before.
     broken: Option<hyper::Error>,
 }
 

@@ -4,6 +4,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
@@ -37,6 +38,7 @@ pub(super) struct Rest {
     /// Sees the rest too: a field given twice is refused, wherever the second stands.
     sniffer: Option<Sniffer>,
     left: u64,
+    max: usize,
 }
 
 /// The bounds of a body.
@@ -46,6 +48,19 @@ pub(super) struct Bounds {
     pub(super) replay: usize,
     /// Bytes taken at all.
     pub(super) max: usize,
+    /// How long the client may take for the next piece.
+    pub(super) patience: Duration,
+}
+
+/// What is wrong with the rest of a body; ends the request to the provider.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyFault {
+    #[error(transparent)]
+    Bad(BadRequest),
+    #[error("the client broke off its request")]
+    Client,
+    #[error("the request body is longer than {0} bytes")]
+    TooLarge(usize),
 }
 
 /// What was learned of a request.
@@ -61,11 +76,11 @@ pub(super) struct Read {
     pub(super) waited: Nanos,
 }
 
-/// Reads `body`, and what `call` wants to know of it.
+/// Reads `body`, and what `call` wants to know of it. What is left of it after a failure stays where it was.
 pub(super) async fn take(
     call: &Call<'_>,
     headers: &HeaderMap,
-    mut body: Incoming,
+    body: &mut Option<Incoming>,
     bounds: Bounds,
     clock: &Clock,
 ) -> Result<Read, Error> {
@@ -73,22 +88,28 @@ pub(super) async fn take(
     if announced(headers).is_some_and(|len| len > bounds.max as u64) {
         return Err(too_large());
     }
+    let form = form(call, headers);
+    // What can only be read in one piece is held in one piece.
+    let hold = if matches!(form, Form::Json) { bounds.replay } else { bounds.max };
     let mut held = Chunks::default();
     let mut waited = 0;
-    while !body.is_end_stream() {
+    while let Some(coming) = body.as_mut().filter(|body| !body.is_end_stream()) {
         let before = clock.now();
-        let Some(frame) = body.frame().await else { break };
+        let frame = tokio::time::timeout(bounds.patience, coming.frame()).await.map_err(|_| Error::ClientSlow)?;
+        let Some(frame) = frame else { break };
         waited += clock.now().saturating_sub(before);
         let Ok(data) = frame.map_err(|_| Error::ClientBody)?.into_data() else { continue };
         held.push(data);
         if held.len() > bounds.max as u64 {
             return Err(too_large());
         }
-        if held.len() > bounds.replay as u64 {
-            return Ok(Read { waited, ..partial(call, headers, held, body, bounds)? });
+        if held.len() > hold as u64
+            && let Some(tail) = body.take()
+        {
+            return Ok(Read { waited, ..partial(call, headers, held, tail, bounds)? });
         }
     }
-    Ok(Read { waited, ..whole(call, headers, held)? })
+    Ok(Read { waited, ..whole(call, headers, &form, held, bounds)? })
 }
 
 /// How the bytes of a body are to be read.
@@ -107,16 +128,19 @@ fn form(call: &Call<'_>, headers: &HeaderMap) -> Form {
     match codings(values) {
         None => Form::Opaque,
         Some(coded) if !coded.is_empty() => Form::Coded(coded),
-        Some(_) if call.any_case || text(headers, CONTENT_TYPE).is_some_and(|kind| kind.starts_with("multipart/")) => {
-            Form::Whole
-        }
+        Some(_) if call.any_case || is_multipart(headers) => Form::Whole,
         Some(_) => Form::Json,
     }
 }
 
-fn whole(call: &Call<'_>, headers: &HeaderMap, held: Chunks) -> Result<Read, Error> {
+fn is_multipart(headers: &HeaderMap) -> bool {
+    let start = text(headers, CONTENT_TYPE).and_then(|kind| kind.trim_start().get(..10));
+    start.is_some_and(|start| start.eq_ignore_ascii_case("multipart/"))
+}
+
+fn whole(call: &Call<'_>, headers: &HeaderMap, form: &Form, held: Chunks, bounds: Bounds) -> Result<Read, Error> {
     let (mut plain, mut input_estimate) = (false, held.iter().map(|chunk| estimate_input(chunk)).sum());
-    let asked = match form(call, headers) {
+    let asked = match form {
         Form::Json => {
             plain = true;
             let mut sniffer = Sniffer::new(call);
@@ -127,7 +151,7 @@ fn whole(call: &Call<'_>, headers: &HeaderMap, held: Chunks) -> Result<Read, Err
         }
         Form::Whole => sniff(call, text(headers, CONTENT_TYPE), &held.joined())?,
         Form::Coded(coded) => {
-            let clear = decoded(&coded, &held).ok_or_else(undecodable)?;
+            let clear = decoded(coded, &held, bounds.replay).ok_or_else(undecodable)?;
             input_estimate = estimate_input(&clear);
             sniff(call, text(headers, CONTENT_TYPE), &clear)?
         }
@@ -138,41 +162,41 @@ fn whole(call: &Call<'_>, headers: &HeaderMap, held: Chunks) -> Result<Read, Err
 }
 
 fn partial(call: &Call<'_>, headers: &HeaderMap, head: Chunks, tail: Incoming, bounds: Bounds) -> Result<Read, Error> {
-    let mut sniffer = matches!(form(call, headers), Form::Json).then(|| Sniffer::new(call));
-    if let Some(sniffer) = &mut sniffer {
-        for chunk in head.iter() {
-            sniffer.feed(chunk)?;
-        }
+    let mut sniffer = Sniffer::new(call);
+    for chunk in head.iter() {
+        sniffer.feed(chunk)?;
     }
-    let asked = sniffer.as_ref().map(Sniffer::so_far).unwrap_or_default();
+    let asked = sniffer.so_far();
     let seen: u64 = head.iter().map(|chunk| estimate_input(chunk)).sum();
     // What is still to come is unlikely to be denser than what was seen.
     let announced = announced(headers).unwrap_or(head.len());
     let input_estimate = seen.saturating_mul(announced) / head.len().max(1);
     let left = bounds.max as u64 - head.len();
-    let rest = Rest { head, tail, sniffer, left };
+    let rest = Rest { head, tail, sniffer: Some(sniffer), left, max: bounds.max };
     Ok(Read { taken: Taken::Partial(Box::new(rest)), asked, input_estimate, plain: false, waited: 0 })
 }
 
 /// A bounded copy without its compression; `None` when it is damaged or grows beyond bounds.
-fn decoded(coded: &[Coding], held: &Chunks) -> Option<Vec<u8>> {
-    const MAX_DECODED: usize = 32 << 20;
+fn decoded(coded: &[Coding], held: &Chunks, limit: usize) -> Option<Vec<u8>> {
+    /// So little that what it may decode to, a thousand times as much, is soon done.
+    const STEP: usize = 4 * 1024;
     let mut decoder = Decoder::new(coded);
     let mut clear = Vec::new();
-    for chunk in held.iter() {
-        decoder.feed(chunk, &mut |piece| {
-            if clear.len() <= MAX_DECODED {
-                clear.extend_from_slice(piece);
-            }
-        });
+    for piece in held.iter().flat_map(|chunk| chunk.chunks(STEP)) {
+        decoder.feed(piece, &mut |plain| clear.extend_from_slice(plain));
+        if clear.len() > limit || decoder.failed().is_some() {
+            return None;
+        }
     }
-    (decoder.failed().is_none() && clear.len() <= MAX_DECODED).then_some(clear)
+    Some(clear)
 }
 
 fn undecodable() -> BadRequest {
     BadRequest {
         param: None,
-        message: "the request's content-encoding cannot be read; send gzip, deflate, br, zstd or none".to_owned(),
+        message: "the compressed request cannot be read, or is longer than limits.replay_limit without compression; \
+                  send gzip, deflate, br, zstd or none"
+            .to_owned(),
     }
 }
 
@@ -223,19 +247,19 @@ impl Body for Rest {
         }
         let frame = match std::task::ready!(Pin::new(&mut self.tail).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Err(_)) => return Poll::Ready(Some(Err(BodyFault::Client.into()))),
             None => {
                 let ended = self.sniffer.take().map_or(Ok(()), |sniffer| sniffer.finish().map(|_| ()));
-                return Poll::Ready(ended.err().map(|bad| Err(bad.into())));
+                return Poll::Ready(ended.err().map(|bad| Err(BodyFault::Bad(bad).into())));
             }
         };
         let Some(data) = frame.data_ref() else { return Poll::Ready(Some(Ok(frame))) };
         let Some(left) = self.left.checked_sub(data.len() as u64) else {
-            return Poll::Ready(Some(Err("the request body is longer than limits.max_body".into())));
+            return Poll::Ready(Some(Err(BodyFault::TooLarge(self.max).into())));
         };
         self.left = left;
         if let Some(Err(bad)) = self.sniffer.as_mut().map(|sniffer| sniffer.feed(data)) {
-            return Poll::Ready(Some(Err(bad.into())));
+            return Poll::Ready(Some(Err(BodyFault::Bad(bad).into())));
         }
         Poll::Ready(Some(Ok(frame)))
     }

@@ -6,8 +6,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Response, StatusCode, Uri};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, Response, StatusCode, Uri, Version};
 use hyper::upgrade::OnUpgrade;
 
 use crate::clock::Nanos;
@@ -23,28 +22,25 @@ use crate::proxy::request::{self, Bounds, Taken};
 use crate::proxy::select::{self, Candidate};
 use crate::proxy::settle::{Account, Open};
 use crate::proxy::{
-    Arrival, Destination, Inbound, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade,
+    Arrival, Asking, Destination, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade,
 };
 use crate::secret::Secret;
-use crate::storage::Snapshot;
 use crate::tally::{Observer, Wire};
 use crate::unit::{TokensSource, Usage};
 use crate::virtual_key::StreamUsage;
 
 /// Step 1: what is asked, as far as its line tells.
 struct Identified {
-    inbound: Inbound,
+    asking: Asking,
     call: Call<'static>,
 }
 
 /// Step 2: who asks, and nothing of their credential left in the request.
 struct Authenticated {
     parts: Parts,
-    body: Incoming,
     destination: Destination,
     path: String,
     call: Call<'static>,
-    snapshot: Arc<Snapshot>,
     caller: Caller,
     group: Option<Arc<str>>,
 }
@@ -76,30 +72,29 @@ impl Proxy {
     pub(super) async fn steps(
         &self,
         arrival: Arrival,
-        inbound: Inbound,
+        asking: Asking,
         trail: &mut Trail,
     ) -> Result<Response<AnswerBody>, Error> {
-        let identified = identify(inbound)?;
+        let identified = identify(asking)?;
         trail.dialect = identified.call.speaks;
         let authenticated = self.authenticate(arrival, identified)?;
         let selected = self.select(arrival, authenticated, trail).await?;
-        let admitted = admit(arrival, selected, trail)?;
+        // By the time the body is here, not the head: limits count what goes out.
+        let admitted = admit(self.parts.clock.now(), selected, trail)?;
         self.forward(arrival, admitted, trail).await
     }
 
     /// Accepts the key and takes every credential out of the request.
     fn authenticate(&self, arrival: Arrival, identified: Identified) -> Result<Authenticated, Error> {
-        let Identified { inbound, call } = identified;
-        let Inbound { mut parts, body, peer, destination, mut path } = inbound;
-        let snapshot = Arc::clone(&self.parts.store.snapshot());
+        let Identified { asking: Asking { mut parts, destination, mut path }, call } = identified;
         let door = Door {
             prefix: &self.parts.prefix,
             pass_unknown: self.parts.section.unknown_keys == UnknownKeys::Pass,
             wall_ms: arrival.wall_ms,
-            peer: peer.ip(),
+            peer: arrival.peer.ip(),
         };
         let query = path.split_once('?').map(|(_, query)| query);
-        let (caller, presented) = authenticate(door, &snapshot, &parts.headers, query)?;
+        let (caller, presented) = authenticate(door, &self.parts.store.snapshot(), &parts.headers, query)?;
         let presented = presented.map(|text| Secret::new(text.to_owned()));
         if caller.key().is_some() {
             let presented = presented.as_ref().map(Secret::expose);
@@ -108,15 +103,18 @@ impl Proxy {
         }
         let group = parts.headers.get(headers::GROUP).and_then(|value| value.to_str().ok());
         let group = group.filter(|name| is_name(name)).map(Arc::from);
-        Ok(Authenticated { parts, body, destination, path, call, snapshot, caller, group })
+        Ok(Authenticated { parts, destination, path, call, caller, group })
     }
 
     /// Reads the request as far as needed, decides the provider, checks what the key may do, and orders who pays.
     async fn select(&self, arrival: Arrival, before: Authenticated, trail: &mut Trail) -> Result<Selected, Error> {
-        let Authenticated { mut parts, body, destination, path, call, snapshot, caller, group } = before;
+        let Authenticated { mut parts, destination, path, call, caller, group } = before;
         let section = &self.parts.section;
-        let bounds = Bounds { replay: section.replay_limit, max: section.max_body };
-        let read = request::take(&call, &parts.headers, body, bounds, &self.parts.clock).await?;
+        let bounds = Bounds { replay: section.replay_limit, max: section.max_body, patience: section.header_timeout };
+        let read = request::take(&call, &parts.headers, &mut trail.body, bounds, &self.parts.clock).await?;
+        // The body may have been long in coming, and the key revoked meanwhile.
+        let snapshot = Arc::clone(&self.parts.store.snapshot());
+        let caller = caller.again(&snapshot, self.parts.clock.wall_ms(), arrival.peer.ip())?;
         let request::Read { mut taken, asked, input_estimate, plain, waited } = read;
         let model = call.model(&asked);
         let (upstream, target) = self.resolve(&destination, &path, model)?;
@@ -195,13 +193,13 @@ impl Proxy {
         let (mut head, received) = response.into_parts();
         let observer = Observer::new(call.wire, call.is_stream(&asked), head.status.as_u16(), &head.headers);
         self.answered(arrival, &mut trail.account, &mut head);
-        let mut account = std::mem::take(&mut trail.account);
+        let account = std::mem::take(&mut trail.account);
         let in_flight = InFlight::new(&self.books.families.in_flight);
         if head.status != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(Response::from_parts(head, AnswerBody::relayed(received, observer, account, in_flight)));
         }
         let (Some(client), Some(upstream)) = (upgrade, upgrade::of(&mut head)) else {
-            account.refuse(StatusCode::BAD_GATEWAY.as_u16(), "upstream_protocol", Outcome::UpstreamError);
+            trail.account = account;
             return Err(Error::Internal("the provider switched protocols unasked"));
         };
         upgrade::join(client, upstream, upgrade::Session::new(observer, account, in_flight), self.drain.watch());
@@ -236,28 +234,31 @@ impl Proxy {
             source = open.entry.key_source;
             rates = open.key.as_ref().map(|key| key.limits.remaining(now)).unwrap_or_default();
         }
-        if head.status != StatusCode::SWITCHING_PROTOCOLS {
-            headers::strip_hop_by_hop(&mut head.headers);
+        match head.status {
+            StatusCode::SWITCHING_PROTOCOLS => credentials::strip_choice(&mut head.headers),
+            _ => headers::strip_hop_by_hop(&mut head.headers),
         }
+        // An upstream's HTTP/1.0 would make the server end unknown lengths by closing, truncations too.
+        head.version = Version::HTTP_11;
         headers::add_ours(&mut head.headers, arrival.id, source, &rates);
     }
 }
 
 /// Reads the request's line.
-fn identify(inbound: Inbound) -> Result<Identified, Error> {
-    check_path(&inbound.path)?;
-    let call = inbound.destination.dialect().classify(&inbound.parts.method, &inbound.path).into_owned();
-    Ok(Identified { inbound, call })
+fn identify(asking: Asking) -> Result<Identified, Error> {
+    check_path(&asking.path)?;
+    let call = asking.destination.dialect().classify(&asking.parts.method, &asking.path).into_owned();
+    Ok(Identified { asking, call })
 }
 
 /// Reserves what the request is thought to need.
-fn admit(arrival: Arrival, selected: Selected, trail: &mut Trail) -> Result<Admitted, Error> {
+fn admit(now: Nanos, selected: Selected, trail: &mut Trail) -> Result<Admitted, Error> {
     let estimate = match selected.upgrade {
-        // What a session will consume shows only as it goes.
-        Some(_) => admit::Estimate::default(),
+        // What a session will consume shows only as it goes; one token, so that a debt keeps it out.
+        Some(_) => admit::Estimate { input: 1, output: 0 },
         None => admit::Estimate::of(selected.call.wire, selected.input_estimate, &selected.asked),
     };
-    let permit = admit::admit(&selected.caller, estimate, arrival.started)?;
+    let permit = admit::admit(&selected.caller, estimate, now)?;
     trail.account.hold(permit);
     Ok(Admitted { selected, account: std::mem::take(&mut trail.account) })
 }

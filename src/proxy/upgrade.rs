@@ -3,9 +3,9 @@
 //!
 //! Owns the upgrade of HTTP/1.1 (RFC 6455 §4) and [`Session`]; leaves copying to `net::tunnel`.
 
-use http::header::{CONNECTION, UPGRADE};
+use http::header::{CONNECTION, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method};
 use hyper::upgrade::OnUpgrade;
 
 use crate::net::tunnel;
@@ -17,8 +17,11 @@ pub(super) use crate::net::tunnel::join;
 
 /// The client's side of the connection, when it asks for a WebSocket.
 pub(super) fn take(parts: &mut Parts) -> Option<OnUpgrade> {
-    let wished = parts.headers.get(UPGRADE)?.as_bytes();
-    wished.eq_ignore_ascii_case(b"websocket").then(|| parts.extensions.remove()).flatten()
+    // Anything else with an `Upgrade` is an ordinary request, with an ordinary estimate (RFC 6455 §4.1).
+    let is_handshake = parts.method == Method::GET
+        && parts.headers.contains_key(SEC_WEBSOCKET_KEY)
+        && parts.headers.get(UPGRADE)?.as_bytes().eq_ignore_ascii_case(b"websocket");
+    is_handshake.then(|| parts.extensions.remove()).flatten()
 }
 
 /// Asks the upstream for the same; the client's own words were of its own connection.

@@ -117,6 +117,13 @@ impl References {
     /// Keeps every reference up to date until dropped; dropping it ends the commands it runs.
     pub async fn watch(&self) {
         let mut jobs = JoinSet::new();
+        // Whatever an abandoned round had begun has ended with it.
+        self.0
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values_mut()
+            .for_each(|known| known.running = false);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -9,6 +9,7 @@
 )]
 
 mod canary;
+mod docs;
 mod estimate;
 mod fixtures;
 mod limit;
