@@ -12,6 +12,7 @@ use prometheus::IntGauge;
 use crate::net::body::BoxError;
 use crate::net::upstream::Received;
 use crate::proxy::settle::{Account, End};
+use crate::storage::Commit;
 use crate::tally::Observer;
 
 /// The body of any answer of the proxy.
@@ -30,8 +31,10 @@ pub struct Relayed {
     observer: Observer,
     account: Account,
     _in_flight: InFlight,
-    /// The upstream broke off; told to the server one poll later, so that it can send what came before.
-    broken: Option<hyper::Error>,
+    /// With `store.durability = "sync"`: the entry's way to the disk, which the end of the answer waits for.
+    commit: Option<Commit>,
+    /// The last frame, or how the upstream broke off.
+    last: Option<Result<Frame<Bytes>, hyper::Error>>,
 }
 
 /// Counts a relayed answer while it is open.
@@ -53,13 +56,60 @@ impl Drop for InFlight {
 
 impl AnswerBody {
     pub(super) fn relayed(received: Received, observer: Observer, account: Account, in_flight: InFlight) -> Self {
-        Self::Relayed(Box::new(Relayed { received, observer, account, _in_flight: in_flight, broken: None }))
+        Self::Relayed(Box::new(Relayed {
+            received,
+            observer,
+            account,
+            _in_flight: in_flight,
+            commit: None,
+            last: None,
+        }))
     }
 }
 
 impl Relayed {
     fn settle(&mut self, end: End) {
-        self.account.settle(self.observer.finish(), end);
+        self.commit = self.account.settle(self.observer.finish(), end);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            if let Some(commit) = &mut self.commit {
+                // A failure is in the log and in the store's health; the answer is not ours to break for it.
+                let _ = std::task::ready!(Pin::new(commit).poll(cx));
+                self.commit = None;
+            }
+            if let Some(last) = self.last.take() {
+                return Poll::Ready(Some(last.map_err(Into::into)));
+            }
+            match std::task::ready!(Pin::new(&mut self.received).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.observer.feed(data);
+                    }
+                    if !self.received.is_end_stream() {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    // With a known length nobody asks again after the last byte.
+                    self.settle(End::Complete);
+                    self.last = Some(Ok(frame));
+                }
+                Some(Err(error)) => {
+                    self.settle(End::UpstreamBroke);
+                    // An error makes the server cut the connection: a truncated answer must look like one. It comes one
+                    // poll later, so that the server can send what came before.
+                    self.last = Some(Err(error));
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                None => {
+                    self.settle(End::Complete);
+                    if self.commit.is_none() {
+                        return Poll::Ready(None);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -68,43 +118,18 @@ impl Body for AnswerBody {
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let relayed = match self.get_mut() {
-            Self::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Relayed(relayed) => &mut **relayed,
-        };
-        if let Some(error) = relayed.broken.take() {
-            // An error here makes the server cut the connection: a truncated answer must look like one.
-            return Poll::Ready(Some(Err(error.into())));
-        }
-        let polled = std::task::ready!(Pin::new(&mut relayed.received).poll_frame(cx));
-        match polled {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    relayed.observer.feed(data);
-                }
-                // With a known length nobody asks again after the last byte.
-                if relayed.received.is_end_stream() {
-                    relayed.settle(End::Complete);
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                relayed.settle(End::UpstreamBroke);
-                relayed.broken = Some(error);
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            None => {
-                relayed.settle(End::Complete);
-                Poll::Ready(None)
-            }
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Relayed(relayed) => relayed.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.is_none(),
-            Self::Relayed(relayed) => relayed.received.is_end_stream(),
+            Self::Relayed(relayed) => {
+                relayed.last.is_none() && relayed.commit.is_none() && relayed.received.is_end_stream()
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use crate::entry::{Entry, Outcome};
 use crate::limit::Permit;
 use crate::proxy::ProxyParts;
 use crate::proxy::metrics::{Families, ProviderMetrics};
-use crate::storage::{KeyState, Ledger, ProviderKeyState};
+use crate::storage::{Commit, Durability, KeyState, Ledger, ProviderKeyState};
 use crate::tally::Tally;
 use crate::tokens;
 use crate::unit::{TokensSource, Usage};
@@ -162,9 +162,10 @@ impl Account {
         self.inner.as_deref_mut()
     }
 
-    /// Settles; a second call does nothing.
-    pub(super) fn settle(&mut self, tally: Tally, end: End) {
-        let Some(open) = self.inner.take() else { return };
+    /// Settles; a second call does nothing. With `store.durability = "sync"` it gives what the end of the answer is to
+    /// wait for.
+    pub(super) fn settle(&mut self, tally: Tally, end: End) -> Option<Commit> {
+        let open = self.inner.take()?;
         let cut = open.books.cut.load(Ordering::Relaxed) && end == End::ClientLeft;
         let mut closed = Box::new(Closed { open, tally, end: if cut { End::Drained } else { end } });
         closed.close();
@@ -176,8 +177,9 @@ impl Account {
             let (std::sync::mpsc::TrySendError::Full(mut closed)
             | std::sync::mpsc::TrySendError::Disconnected(mut closed)) = error;
             closed.estimate(false);
-            closed.write();
+            return closed.write();
         }
+        None
     }
 
     /// Settles a request that sidekey refused, or that no upstream answered: nothing was consumed.
@@ -266,7 +268,7 @@ impl Closed {
         entry.tokens_source = TokensSource::Estimated;
     }
 
-    fn write(mut self: Box<Self>) {
+    fn write(mut self: Box<Self>) -> Option<Commit> {
         let open = &mut *self.open;
         let now = open.books.clock.now();
         let charged = open.entry.tokens.billable();
@@ -286,9 +288,15 @@ impl Closed {
         if open.books.access_log {
             access_line(&open.entry);
         }
-        // A full queue is counted and logged by the ledger; the answer is not ours to break for it.
         let books = Arc::clone(&open.books);
-        let _ = books.ledger.record(self.open.entry);
+        // A full queue is counted and logged by the ledger; the answer is not ours to break for it.
+        match books.ledger.durability() {
+            Durability::Group => {
+                let _ = books.ledger.record(self.open.entry);
+                None
+            }
+            Durability::Sync => books.ledger.record_sync(self.open.entry).ok(),
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod canary;
 mod docs;
+mod durability;
 mod estimate;
 mod fixtures;
 mod limit;

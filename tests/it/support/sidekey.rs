@@ -220,6 +220,13 @@ impl Sidekey {
         output.unwrap_or_else(|_| panic!("sidekey {} does not end", args.join(" "))).expect("our own child")
     }
 
+    /// Starts a command with its stdin and stdout in our hands.
+    pub(crate) fn spawn_cli(&self, args: &[&str]) -> Child {
+        let mut command = command(self.folder.path(), &self.env);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().expect("the binary runs")
+    }
+
     /// Runs a command.
     pub(crate) async fn cli(&self, args: &[&str]) -> Output {
         self.cli_with(args, "").await

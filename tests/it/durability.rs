@@ -1,0 +1,54 @@
+//! What is on disk when an answer has ended, and commands that bring a proxy of their own.
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+use crate::support::client::{self, Client, Request};
+use crate::support::provider::Provider;
+use crate::support::script::Message;
+use crate::support::sidekey::{Options, REAL_KEY, Sidekey};
+
+const CHAT: &str = "/openai/v1/chat/completions";
+const BODY: &str = r#"{"model":"gpt-4o-mini","messages":[]}"#;
+const ANSWER: &str = r#"{"model":"gpt-4o-mini","usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#;
+
+#[tokio::test]
+async fn with_sync_an_answer_ends_when_its_entry_is_on_disk() {
+    let provider = Provider::always(Message::json(200, ANSWER)).await;
+    let options = Options::new().provider("openai", &provider.url()).config("[store]\ndurability = \"sync\"");
+    let mut sidekey = Sidekey::start(&options).await;
+    sidekey.add_provider_key("openai", REAL_KEY).await;
+    let key = sidekey.create_key(&[]).await.key;
+    let streamed = Message::sse([format!("data: {ANSWER}\n\n").as_str(), "data: [DONE]\n\n"]);
+    for message in [Message::json(200, ANSWER), streamed] {
+        provider.push(message);
+        let mut client = Client::connect(sidekey.proxy).await.unwrap();
+        let answer = client.send(&Request::post(CHAT, BODY).bearer(&key)).await.unwrap();
+        sidekey.kill().await;
+        assert!(answer.complete);
+        sidekey.restart().await;
+        let ledger = sidekey.ledger().await;
+        let found = ledger.iter().find(|entry| entry["request_id"] == answer.request_id().as_str());
+        assert_eq!(found.expect("the entry survived")["tokens"]["total"], 7);
+    }
+}
+
+#[tokio::test]
+async fn exec_brings_its_own_proxy_when_no_daemon_runs() {
+    let provider = Provider::always(Message::json(200, ANSWER)).await;
+    let mut sidekey = Sidekey::with("openai", &provider.url()).await;
+    sidekey.stop().await;
+    let script = "echo \"$OPENAI_BASE_URL $OPENAI_API_KEY\"; read -r done; exit 7";
+    let mut child = sidekey.spawn_cli(&["exec", "--rpm", "5", "--", "/bin/sh", "-c", script]);
+    let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let line = BufReader::new(stdout).lines().next_line().await.unwrap().expect("the child says where its proxy is");
+    let (url, key) = line.split_once(' ').unwrap();
+    let address = url.trim_start_matches("http://").split('/').next().unwrap().parse().unwrap();
+    let answer = client::send(address, &Request::post(CHAT, BODY).bearer(key)).await;
+    assert_eq!((answer.status, answer.header("x-ratelimit-limit-rpm")), (200, Some("5")), "{}", answer.text());
+    assert_eq!(provider.last().header("authorization"), Some(format!("Bearer {REAL_KEY}").as_str()));
+    stdin.write_all(b"done\n").await.unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(7));
+    let ledger = sidekey.ledger().await;
+    assert_eq!(ledger[0]["request_id"], answer.request_id().as_str());
+    assert_eq!(sidekey.ok(&["key", "list", "-o", "jsonl"]).await.matches("exec").count(), 0, "the key is gone");
+}
