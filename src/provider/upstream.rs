@@ -362,7 +362,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             upstream.authenticate(&call, &mut headers, &Secret::new(key.to_owned())).unwrap();
             headers.remove("anthropic-beta");
-            let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+            let mut names: Vec<&str> = headers.keys().map(http::HeaderName::as_str).collect();
             names.sort_unstable();
             assert_eq!(names, want, "{id} {path}");
         }

@@ -428,7 +428,7 @@ mod tests {
             });
             for end in endings {
                 match end {
-                    Some(end) => account.settle(Tally::default(), end),
+                    Some(end) => drop(account.settle(Tally::default(), end)),
                     None => account.refuse(429, "rate_limit_exceeded", Outcome::Refused),
                 }
             }

@@ -286,7 +286,7 @@ fn entry(
         key_source: None,
         dialect: Arc::from(call.speaks.name()),
         endpoint: Arc::from(call.endpoint.as_str()),
-        model_requested: call.model(asked).map(|model| model.chars().take(MODEL_MAX).collect::<String>().into()),
+        model_requested: call.model(asked).map(|model| Arc::from(&model[..model.floor_char_boundary(MODEL_MAX)])),
         model_reported: None,
         stream: call.is_stream(asked),
         tokens: Usage::default(),
@@ -303,7 +303,7 @@ fn entry(
     }
 }
 
-/// Characters kept of a model's name; a deployment's ARN is the longest real one.
+/// Bytes kept of a model's name; a deployment's ARN is the longest real one.
 const MODEL_MAX: usize = 256;
 
 /// Where providers put the id that their support asks for.

@@ -5,11 +5,27 @@ use super::lexis::quote_or_escape;
 use super::paths::{NONE, bit};
 use super::scanner::{Role, Scanner, State};
 
+/// Bytes of the escape behind a backslash, if it is whole and valid.
+#[inline]
+fn escape_len(rest: &[u8]) -> Option<usize> {
+    match rest {
+        [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => Some(1),
+        [b'u', a, b, c, d, ..] => [a, b, c, d].into_iter().all(u8::is_ascii_hexdigit).then_some(5),
+        _ => None,
+    }
+}
+
 impl Scanner {
     /// Reads a string's content from `at`, which may be the end of the chunk.
     #[inline]
     pub(super) fn string<S: Sink + ?Sized>(&mut self, chunk: &[u8], at: usize, sink: &mut S) -> usize {
-        match quote_or_escape(chunk, at) {
+        let mut found = quote_or_escape(chunk, at);
+        // Only keys are decoded: elsewhere an escape that is all here is stepped over at once.
+        while let Some(backslash) = found.filter(|&at| chunk[at] == b'\\' && self.role != Role::Key) {
+            let Some(len) = escape_len(&chunk[backslash + 1..]) else { break };
+            found = quote_or_escape(chunk, backslash + 1 + len);
+        }
+        match found {
             None => chunk.len(),
             Some(end) if chunk[end] == b'"' => {
                 match self.role {
