@@ -104,7 +104,7 @@ impl Running {
                 listening: Some(listening.clone()),
             },
             readiness: readiness.clone(),
-            tester: tester::with(&store, &registry, tls, clock.clone()),
+            tester: tester::with(&store, &registry, environment, tls, clock.clone()),
             clock,
         });
         let control = control::Control::start(control::Service {

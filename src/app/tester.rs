@@ -1,6 +1,7 @@
 //! Testing a provider key: one request that costs nothing.
 //!
-//! Owns the request and the verdict; leaves which path is asked to the provider's row.
+//! Owns the request and the verdict; leaves which path is asked to the provider's row, and fetching what a reference
+//! leads to, which comes first, to `storage::reference`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::net::tls::TlsClient;
 use crate::net::upstream::{Pool, Received};
 use crate::provider::{Dialect, GEMINI, Registry, Scheme, Upstream};
 use crate::secret::Secret;
-use crate::storage::{ProviderKeyState, Store};
+use crate::storage::{ProviderKeyState, References, Store};
 
 /// How long connecting may take, and how long the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,7 +29,7 @@ const PEEK: usize = 16 * 1024;
 /// Tests keys of `store`. Where `SSL_CERT_FILE` of the environment cannot be read, every test says so.
 pub fn tester(store: &Store, registry: &Arc<Registry>, environment: &Environment) -> KeyTester {
     match super::trust(environment) {
-        Ok(tls) => with(store, registry, tls, Clock::system()),
+        Ok(tls) => with(store, registry, environment, tls, Clock::system()),
         Err(error) => {
             let detail = error.to_string();
             Arc::new(move |_| {
@@ -39,12 +40,20 @@ pub fn tester(store: &Store, registry: &Arc<Registry>, environment: &Environment
     }
 }
 
-pub(super) fn with(store: &Store, registry: &Arc<Registry>, tls: TlsClient, clock: Clock) -> KeyTester {
+pub(super) fn with(
+    store: &Store,
+    registry: &Arc<Registry>,
+    environment: &Environment,
+    tls: TlsClient,
+    clock: Clock,
+) -> KeyTester {
+    let references = store.references(environment.secrets());
     let (store, registry) = (store.clone(), Arc::clone(registry));
     Arc::new(move |id| {
         let key = store.snapshot().provider_key(id).cloned();
-        let (registry, tls, clock) = (Arc::clone(&registry), tls.clone(), clock.clone());
-        Box::pin(async move { test(key, &registry, tls, clock, id).await })
+        let (registry, references) = (Arc::clone(&registry), references.clone());
+        let (tls, clock) = (tls.clone(), clock.clone());
+        Box::pin(async move { test(key, &registry, &references, tls, clock, id).await })
     })
 }
 
@@ -55,6 +64,7 @@ fn untested(verdict: Verdict, detail: &str) -> TestResult {
 async fn test(
     key: Option<Arc<ProviderKeyState>>,
     registry: &Registry,
+    references: &References,
     tls: TlsClient,
     clock: Clock,
     id: KeyId,
@@ -67,6 +77,9 @@ async fn test(
     };
     if !key.environment && key.record.bound_to != upstream.origin() {
         return cannot("the provider's base_url has changed since this key was entered; enter it again");
+    }
+    if let Err(error) = references.fetch(&key).await {
+        return untested(Verdict::Unreadable, &error.to_string());
     }
     let Some(secret) = key.secret.load_full() else { return cannot("the secret it refers to cannot be read") };
     let Some(path) = &upstream.test else { return cannot("this provider has no request that costs nothing") };

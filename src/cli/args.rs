@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::control::dimensions;
 use crate::id::{KeyId, Owner};
 use crate::unit::duration;
 
@@ -279,24 +280,24 @@ pub struct ListArgs {
 /// What a virtual key may do.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Grants {
-    /// The user it belongs to
+    /// The user it belongs to; '' is nobody
     #[arg(long)]
     pub user: Option<String>,
-    /// The team it belongs to
+    /// The team it belongs to; '' is none
     #[arg(long)]
     pub team: Option<String>,
-    /// Globs of models it may call, with commas; '*' is all
+    /// Globs of models it may call, with commas; '*' or '' is all
     #[arg(long, value_delimiter = ',', value_name = "GLOBS")]
     pub models: Option<Vec<String>>,
-    /// Providers it may call, with commas
+    /// Providers it may call, with commas; '*' or '' is all
     #[arg(long, value_delimiter = ',', value_name = "IDS")]
     pub providers: Option<Vec<String>>,
-    /// Endpoints it may call, with commas
+    /// Endpoints it may call, with commas; '*' or '' is all but client_secrets
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub endpoints: Option<Vec<String>>,
-    /// Networks it may be used from, with commas
-    #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
-    pub sources: Option<Vec<IpNet>>,
+    /// Networks it may be used from, with commas; '*' or '' is all
+    #[arg(long, value_delimiter = ',', value_name = "CIDRS", value_parser = network)]
+    pub sources: Option<Vec<String>>,
     /// Requests per minute, or none
     #[arg(long, value_name = "N")]
     pub rpm: Option<OrNone<u64>>,
@@ -306,13 +307,13 @@ pub struct Grants {
     /// Requests at the same time, or none
     #[arg(long, value_name = "N")]
     pub max_in_flight: Option<OrNone<u64>>,
-    /// Days from now until it expires, or none
-    #[arg(long, value_name = "DAYS")]
+    /// Days from now until it expires; none or '' is never
+    #[arg(long, value_name = "DAYS", value_parser = days)]
     pub expires_days: Option<OrNone<u32>>,
     /// How usage of streams is learned
     #[arg(long, value_enum)]
     pub stream_usage: Option<StreamUsageArg>,
-    /// A note of your own; may be repeated
+    /// A note of your own; may be repeated. On update the other notes stay, and KEY= removes one
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub metadata: Vec<(String, String)>,
 }
@@ -480,8 +481,8 @@ pub struct UsageArgs {
     /// Days back from now
     #[arg(long, default_value_t = 30)]
     pub days: u32,
-    /// What the groups are: day, key, user, team, provider, provider_key, model, source
-    #[arg(long, default_value = "model")]
+    /// What the groups are.
+    #[arg(long, default_value = "model", help = format!("What the groups are: {}", dimensions()))]
     pub by: String,
     /// Only this virtual key, by id or name
     #[arg(long)]
@@ -524,6 +525,28 @@ fn pair(text: &str) -> Result<(String, String), String> {
         Err("write KEY=VALUE".to_owned())
     } else {
         Ok((key.trim().to_owned(), value.to_owned()))
+    }
+}
+
+/// A network, or what stands for all of them.
+fn network(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if !matches!(text, "" | "*") {
+        text.parse::<IpNet>().map_err(|_| "write networks such as 10.0.0.0/8, or '*'")?;
+    }
+    Ok(text.to_owned())
+}
+
+fn days(text: &str) -> Result<OrNone<u32>, String> {
+    if text.is_empty() { Ok(OrNone(None)) } else { text.parse() }
+}
+
+/// What was said of an allow-list; nothing, or `*` alone, is everything: the empty list.
+#[must_use]
+pub fn allowed(said: &[String]) -> &[String] {
+    match said {
+        [all] if matches!(all.trim(), "" | "*") => &[],
+        said => said,
     }
 }
 
@@ -570,6 +593,30 @@ mod tests {
     }
 
     #[test]
+    fn the_help_lists_every_dimension() {
+        let help = Cli::command().find_subcommand_mut("usage").expect("a command").render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(&dimensions()), "{help}");
+        for dimension in crate::storage::Dimension::ALL {
+            assert!(dimensions().contains(dimension.as_str()), "{dimension:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_everything() {
+        for (said, want) in [
+            (&[""][..], &[][..]),
+            (&["*"], &[]),
+            (&["a", "b"], &["a", "b"]),
+            (&["a", ""], &["a", ""]),
+            (&["a", "*"], &["a", "*"]),
+        ] {
+            let said: Vec<String> = said.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(allowed(&said), want, "{said:?}");
+        }
+    }
+
+    #[test]
     fn what_does_not_parse() {
         for line in [
             "key create",
@@ -578,6 +625,8 @@ mod tests {
             "provider-key add openai --name main --owner alice",
             "provider-key test",
             "key create --name a --rpm many",
+            "key create --name a --sources here",
+            "key create --name a --expires-days soon",
             "exec",
             "--set x run",
         ] {

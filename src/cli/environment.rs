@@ -2,22 +2,40 @@
 //!
 //! Owns each shell's quoting.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::cli::args::{EnvArgs, EnvForm};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::Failure;
-use crate::cli::{Session, sdk, secret_input};
+use crate::cli::sdk::Targets;
+use crate::cli::{Session, proxy_of, secret_input, store};
+use crate::control::view::ProviderView;
 
-/// Prints them. The proxy's address is the configured one; nothing is asked of the daemon.
+/// Prints them. Address and providers are the running daemon's; the configuration's when none runs.
 ///
 /// # Errors
-/// When the key on standard input cannot be read, or the output not be written.
-pub fn run(session: &Session, args: &EnvArgs) -> Result<(), Failure> {
+/// When a provider is not known or has no variables, the key on standard input cannot be read, or the output not be
+/// written.
+pub async fn run(session: &Session, args: &EnvArgs) -> Result<(), Failure> {
     let key = if args.key_stdin { Some(secret_input::from_stdin()?) } else { None };
-    let proxy = session.loaded.config.listen.proxy;
-    let variables = sdk::variables(proxy, key.as_ref().map(|key| key.expose()), &args.provider);
+    let (proxy, providers) = match AdminClient::of_daemon(&session.loaded.places.admin_socket()).await {
+        Some(daemon) => (proxy_of(&daemon).await?, daemon.get("/api/providers").await?.body),
+        None => (session.loaded.config.listen.proxy, configured(session)?),
+    };
+    let mut targets = Targets::of(proxy, &args.provider, &providers)?;
+    if let Some(failure) = targets.by_hand.pop() {
+        return Err(failure);
+    }
+    let variables = targets.variables(key.as_ref().map(|key| key.expose()));
     session.out.text(&render(args.shell, &variables))?;
     Ok(())
+}
+
+/// What `/api/providers` of a daemon with this configuration would say.
+fn configured(session: &Session) -> Result<Value, Failure> {
+    let registry = store::registry(session)?;
+    let views: Vec<ProviderView> = registry.iter().map(|upstream| ProviderView::new(upstream, &[])).collect();
+    Ok(json!({"providers": views}))
 }
 
 fn render(form: EnvForm, variables: &[(&'static str, String)]) -> String {

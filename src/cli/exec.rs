@@ -13,9 +13,10 @@ use serde_json::{Map, Value, json};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::args::ExecArgs;
+use crate::cli::args::{ExecArgs, allowed};
 use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
+use crate::cli::sdk::Targets;
 use crate::cli::{out, sdk};
 use crate::clock::{Clock, rfc3339};
 use crate::secret::Secret;
@@ -28,14 +29,16 @@ const NOT_FOUND: u8 = 127;
 /// Mints the key, runs the command, deletes the key; says what was used.
 ///
 /// # Errors
-/// When the key cannot be made. What the command does is in its exit code.
+/// When a provider is not known, nothing would lead the command to it, or the key cannot be made. What the command
+/// does is in its exit code.
 pub async fn run(client: &AdminClient, proxy: SocketAddr, args: &ExecArgs) -> Result<ExitCode, Failure> {
+    let targets = targets(client, proxy, args).await?;
     let clock = Clock::system();
     let expires = clock.wall_ms().saturating_add(u64::try_from(args.ttl.as_millis()).unwrap_or(u64::MAX));
     let made = client.post("/api/keys", &wish(args, &rfc3339(expires))).await?.body;
     let id = made["key_data"]["id"].as_str().unwrap_or_default().to_owned();
     let key = Secret::new(made["key"].as_str().unwrap_or_default().to_owned());
-    let code = run_child(args, proxy, &key).await;
+    let code = run_child(args, &targets, &key).await;
     if !args.quiet
         && let Ok(usage) = client.get(&format!("/api/keys/{id}/usage?days=30")).await
     {
@@ -43,6 +46,18 @@ pub async fn run(client: &AdminClient, proxy: SocketAddr, args: &ExecArgs) -> Re
     }
     client.delete(&format!("/api/keys/{id}")).await?;
     Ok(code)
+}
+
+/// Where the variables lead. A command that gets some can be told the other base URLs by its own configuration.
+async fn targets(client: &AdminClient, proxy: SocketAddr, args: &ExecArgs) -> Result<Targets, Failure> {
+    let mut targets = Targets::of(proxy, &args.provider, &client.get("/api/providers").await?.body)?;
+    for failure in std::mem::take(&mut targets.by_hand) {
+        if targets.is_empty() {
+            return Err(failure);
+        }
+        out::say(&format!("warning: {}; {}", failure.message, failure.fix.unwrap_or_default()));
+    }
+    Ok(targets)
 }
 
 /// The body of the key's creation.
@@ -58,7 +73,7 @@ fn wish(args: &ExecArgs, expires: &str) -> Value {
         "name": name.trim(),
         "user": args.user,
         "team": args.team,
-        "models": args.models,
+        "models": allowed(&args.models),
         "providers": args.provider,
         "limits": limits,
         "expires": expires,
@@ -78,7 +93,7 @@ fn summary(usage: &Value) -> String {
     )
 }
 
-async fn run_child(args: &ExecArgs, proxy: SocketAddr, key: &Secret) -> ExitCode {
+async fn run_child(args: &ExecArgs, targets: &Targets, key: &Secret) -> ExitCode {
     let Some((program, words)) = args.command.split_first() else { return ExitCode::from(NOT_FOUND) };
     let signals = match Forwarded::new() {
         Ok(signals) => signals,
@@ -87,7 +102,7 @@ async fn run_child(args: &ExecArgs, proxy: SocketAddr, key: &Secret) -> ExitCode
             return ExitCode::from(Exit::Failure as u8);
         }
     };
-    match child(program, words, proxy, key, &args.provider).spawn() {
+    match child(program, words, targets, key).spawn() {
         Ok(child) => ExitCode::from(code_of(wait(child, signals).await.ok())),
         Err(error) => {
             out::say(&format!("error: {}: {error}", program.to_string_lossy()));
@@ -96,7 +111,7 @@ async fn run_child(args: &ExecArgs, proxy: SocketAddr, key: &Secret) -> ExitCode
     }
 }
 
-fn child(program: &OsString, words: &[OsString], proxy: SocketAddr, key: &Secret, only: &[String]) -> Command {
+fn child(program: &OsString, words: &[OsString], targets: &Targets, key: &Secret) -> Command {
     let mut command = Command::new(program);
     command.args(words).env(MARK, "1");
     for name in sdk::real_key_variables() {
@@ -104,7 +119,7 @@ fn child(program: &OsString, words: &[OsString], proxy: SocketAddr, key: &Secret
     }
     // The master key and its place are the keeper's, not the child's.
     command.env_remove("SIDEKEY_MASTER_KEY").env_remove("SIDEKEY_MASTER_KEY_FILE");
-    command.envs(sdk::variables(proxy, Some(key.expose()), only));
+    command.envs(targets.variables(Some(key.expose())));
     command
 }
 
@@ -183,6 +198,10 @@ mod tests {
                     axum::Json(json!({"key": "sk-side-virtual", "key_data": {"id": "00"}}))
                 }),
             )
+            .route(
+                "/api/providers",
+                get(|| async { axum::Json(json!({"providers": [{"id": "mine", "dialect": "openai", "v1": "/v1"}]})) }),
+            )
             .route("/api/keys/00", delete(move || async move { deleted.lock().unwrap().push("deleted".to_owned()) }))
             .route("/api/keys/00/usage", get(|| async { axum::Json(json!({"totals": {"requests": 2}})) }));
         AdminClient::Local(router)
@@ -220,6 +239,28 @@ mod tests {
             let made: Value = serde_json::from_str(&asked[0]).unwrap();
             assert_eq!((&made["limits"], &made["ephemeral"]), (&json!({"rpm": 5}), &json!(true)));
             assert_eq!(asked[1], "deleted", "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn no_command_without_a_way_to_its_provider() {
+        let script = |id: &str| format!("test \"$OPENAI_BASE_URL\" = http://127.0.0.1:7/{id}/v1 && exit 42");
+        for (providers, id, want) in [
+            (&["mine"][..], "mine", Ok(42)),
+            (&["mine", "openai"], "openai", Ok(42)),
+            (&["mine", "vllm"], "", Err("no SDK reads a variable for \"mine\" beside the others")),
+            (&["mien"], "", Err("there is no provider \"mien\"")),
+        ] {
+            let asked = Arc::default();
+            let args = ExecArgs {
+                provider: providers.iter().map(|id| (*id).to_owned()).collect(),
+                ..args(&["/bin/sh", "-c", &script(id)])
+            };
+            let done = run(&api(&asked), "127.0.0.1:7".parse().unwrap(), &args).await;
+            let done = done.map(|code| format!("{code:?}"));
+            let want = want.map(|code| format!("{:?}", ExitCode::from(code)));
+            assert_eq!(done.as_ref().map_err(|failure| &*failure.message), want.as_ref().map_err(|text| *text));
+            assert_eq!(asked.lock().unwrap().is_empty(), want.is_err(), "a key was made for {providers:?}");
         }
     }
 

@@ -4,7 +4,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::args::{Format, Grants, KeyCommand, KeyCreate, KeyUpdate, ListArgs, OrNone, StreamUsageArg, as_id};
+use crate::cli::args::{
+    Format, Grants, KeyCommand, KeyCreate, KeyUpdate, ListArgs, OrNone, StreamUsageArg, allowed, as_id,
+};
 use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::{self, Column};
@@ -84,7 +86,7 @@ async fn update(session: &Session, client: &AdminClient, args: &KeyUpdate) -> Re
     Ok(session.out.one(&changed.body, out::card)?)
 }
 
-/// The flags that were given, as the API's fields; `none` becomes null.
+/// The flags that were given, as the API's fields; `none`, an empty name and an empty note become null.
 fn grants(grants: &Grants) -> Map<String, Value> {
     fn put<T: serde::Serialize>(map: &mut Map<String, Value>, name: &str, value: Option<T>) {
         map.extend(value.map(|value| (name.to_owned(), json!(value))));
@@ -92,13 +94,16 @@ fn grants(grants: &Grants) -> Map<String, Value> {
     fn unwrapped<T: Copy>(value: Option<OrNone<T>>) -> Option<Option<T>> {
         value.map(|value| value.0)
     }
+    fn named(text: &String) -> Option<&String> {
+        Some(text).filter(|text| !text.is_empty())
+    }
     let mut body = Map::new();
-    put(&mut body, "user", grants.user.as_ref());
-    put(&mut body, "team", grants.team.as_ref());
-    put(&mut body, "models", grants.models.as_ref());
-    put(&mut body, "providers", grants.providers.as_ref());
-    put(&mut body, "endpoints", grants.endpoints.as_ref());
-    put(&mut body, "sources", grants.sources.as_ref());
+    put(&mut body, "user", grants.user.as_ref().map(named));
+    put(&mut body, "team", grants.team.as_ref().map(named));
+    put(&mut body, "models", grants.models.as_deref().map(allowed));
+    put(&mut body, "providers", grants.providers.as_deref().map(allowed));
+    put(&mut body, "endpoints", grants.endpoints.as_deref().map(allowed));
+    put(&mut body, "sources", grants.sources.as_deref().map(allowed));
     put(&mut body, "expires_days", unwrapped(grants.expires_days));
     put(
         &mut body,
@@ -117,7 +122,7 @@ fn grants(grants: &Grants) -> Map<String, Value> {
     }
     if !grants.metadata.is_empty() {
         let notes: Map<String, Value> =
-            grants.metadata.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+            grants.metadata.iter().map(|(key, value)| (key.clone(), json!(named(value)))).collect();
         body.insert("metadata".to_owned(), Value::Object(notes));
     }
     body
@@ -224,12 +229,15 @@ mod tests {
             tpm: Some(OrNone(None)),
             expires_days: Some(OrNone(None)),
             stream_usage: Some(StreamUsageArg::Request),
-            metadata: vec![("a".to_owned(), "b".to_owned())],
+            metadata: vec![("a".to_owned(), "b".to_owned()), ("c".to_owned(), String::new())],
+            team: Some(String::new()),
+            providers: Some(vec!["*".to_owned()]),
+            sources: Some(vec![String::new()]),
             ..Grants::default()
         };
         let want = json!({
-            "user": "alice", "models": ["gpt-*"], "limits": {"rpm": 60, "tpm": null},
-            "expires_days": null, "stream_usage": "request", "metadata": {"a": "b"},
+            "user": "alice", "team": null, "providers": [], "sources": [], "models": ["gpt-*"], "limits": {"rpm": 60, "tpm": null},
+            "expires_days": null, "stream_usage": "request", "metadata": {"a": "b", "c": null},
         });
         assert_eq!(Value::Object(grants(&said)), want);
         assert!(grants(&Grants::default()).is_empty());

@@ -134,7 +134,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Config(command) => settings::run(&session, &command)?,
         Command::Demo { once } => demo::run(session.loaded, once, session.out)?,
         Command::Doctor => return block_on(doctor::run(&session)),
-        Command::Env(args) => environment::run(&session, &args)?,
+        Command::Env(args) => block_on(environment::run(&session, &args))?,
         Command::Exec(args) => return block_on(execute(session, args)),
         Command::Init => block_on(init::run(&session))?,
         Command::Restore { file, force } => block_on(store::restore(&session, &file, force))?,
@@ -179,17 +179,20 @@ async fn execute(session: Session, args: args::ExecArgs) -> Result<ExitCode, Fai
     }
     let socket = session.loaded.places.admin_socket();
     if let Some(client) = AdminClient::of_daemon(&socket).await {
-        let status = client.get("/api/status").await?.body;
-        let proxy = status["listen"]["proxy"].as_str().and_then(|text| text.parse().ok());
-        let proxy =
-            proxy.ok_or_else(|| Failure::new(Exit::Unreachable, "the daemon does not say where its proxy listens"))?;
-        return exec::run(&client, proxy, &args).await;
+        return exec::run(&client, proxy_of(&client).await?, &args).await;
     }
     let private = (session.hooks.private)(session.loaded, session.environment).await?;
     let client = AdminClient::Local(private.admin);
     let code = exec::run(&client, private.proxy, &args).await;
     private.stop.await;
     code
+}
+
+/// Where the daemon's proxy listens.
+async fn proxy_of(daemon: &AdminClient) -> Result<SocketAddr, Failure> {
+    let status = daemon.get("/api/status").await?.body;
+    let proxy = status["listen"]["proxy"].as_str().and_then(|text| text.parse().ok());
+    proxy.ok_or_else(|| Failure::new(Exit::Unreachable, "the daemon does not say where its proxy listens"))
 }
 
 /// Why there is no configuration.

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::args::{Format, ProviderKeyAdd, ProviderKeyCommand, ProviderKeyUpdate, SecretArgs, as_id};
+use crate::cli::args::{Format, ProviderKeyAdd, ProviderKeyCommand, ProviderKeyUpdate, SecretArgs, allowed, as_id};
 use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys::{all_pages, one_of};
@@ -80,7 +80,7 @@ async fn add(session: &Session, client: &AdminClient, args: &ProviderKeyAdd) -> 
     body.insert("provider".to_owned(), json!(args.provider));
     body.insert("name".to_owned(), json!(args.name));
     body.insert("owner".to_owned(), json!(args.owner));
-    body.insert("models".to_owned(), json!(args.models));
+    body.insert("models".to_owned(), json!(allowed(&args.models)));
     body.insert("priority".to_owned(), json!(args.priority));
     let mut made = client.post("/api/provider-keys", &Value::Object(body)).await?.body;
     let id = made["id"].as_str().unwrap_or_default().to_owned();
@@ -89,20 +89,35 @@ async fn add(session: &Session, client: &AdminClient, args: &ProviderKeyAdd) -> 
         made = tested["key"].clone();
         made["test"] = tested["test"].clone();
     }
+    let detail = made["test"]["detail"].as_str().unwrap_or_default().to_owned();
+    let verdict = made["test"]["verdict"].as_str();
+    if verdict == Some("unreadable") {
+        // What leads nowhere is a slip of the pen: nobody wants it kept.
+        client.delete(&format!("/api/provider-keys/{id}")).await?;
+        let failure = Failure::new(Exit::Refused, format!("the reference gives no key: {detail}"));
+        return Err(failure.fix(unread(client, args)));
+    }
     session.out.one(&made, out::card)?;
-    match made["test"]["verdict"].as_str() {
-        Some("rejected") => {
-            let detail = made["test"]["detail"].as_str().unwrap_or_default();
-            let failure = Failure::new(Exit::Refused, format!("the provider refuses the key: {detail}"));
-            Err(failure
-                .fix(format!("the key is kept, in error; replace it: `sidekey provider-key rotate {id} --stdin`")))
-        }
+    match verdict {
+        Some("rejected") => Err(Failure::new(Exit::Refused, detail)
+            .fix(format!("the key is kept, in error; replace it: `sidekey provider-key rotate {id} --stdin`"))),
         Some("unreachable") => {
-            out::say(&format!("warning: not tested: {}", made["test"]["detail"].as_str().unwrap_or_default()));
+            out::say(&format!("warning: not tested: {detail}"));
             Ok(())
         }
         _ => Ok(()),
     }
+}
+
+/// What to do about a reference that gives nothing.
+fn unread(client: &AdminClient, args: &ProviderKeyAdd) -> String {
+    let variable = args.secret.reference.as_deref().is_some_and(|reference| reference.starts_with("env:"));
+    let first = match (variable, client.is_daemon()) {
+        (true, true) => "the daemon's own environment counts: set it there and restart the daemon",
+        (true, false) => "set it, here and where the daemon starts",
+        (false, _) => "put the key there",
+    };
+    format!("nothing was stored; {first}, then add it again; --no-test adds it before it is there")
 }
 
 /// `secret` or `reference`, as the API has them.
@@ -126,7 +141,7 @@ async fn update(session: &Session, client: &AdminClient, args: &ProviderKeyUpdat
     let mut body = Map::new();
     body.extend(args.name.as_ref().map(|name| ("name".to_owned(), json!(name))));
     body.extend(args.owner.as_ref().map(|owner| ("owner".to_owned(), json!(owner))));
-    body.extend(args.models.as_ref().map(|models| ("models".to_owned(), json!(models))));
+    body.extend(args.models.as_deref().map(|models| ("models".to_owned(), json!(allowed(models)))));
     body.extend(args.priority.map(|priority| ("priority".to_owned(), json!(priority))));
     if body.is_empty() {
         return Err(Failure::new(Exit::Usage, "nothing to change").fix("name what to change, as --priority 1"));
@@ -158,7 +173,8 @@ async fn test(session: &Session, client: &AdminClient, key: Option<&str>, all: b
         ([only], false, Format::Json) => session.out.json(only)?,
         _ => session.out.many(&json!({"results": results}), &results, TEST_COLUMNS)?,
     }
-    let failed = |result: &&Value| matches!(result["test"]["verdict"].as_str(), Some("rejected" | "unreachable"));
+    let failed =
+        |result: &&Value| matches!(result["test"]["verdict"].as_str(), Some("rejected" | "unreachable" | "unreadable"));
     match results.iter().filter(failed).count() {
         0 => Ok(()),
         failed => Err(Failure::new(Exit::Failure, format!("{failed} of {} keys failed the test", results.len()))),

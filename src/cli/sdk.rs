@@ -4,7 +4,12 @@
 
 use std::net::SocketAddr;
 
-use crate::provider::{PROVIDERS, provider};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cli::failure::{Exit, Failure};
+use crate::config::nearest;
+use crate::provider::{Dialect, OPENAI, PROVIDERS, provider};
 
 /// One SDK.
 #[derive(Clone, Copy, Debug)]
@@ -42,19 +47,132 @@ pub static SDKS: &[Sdk] = &[
     sdk("ollama", &[("OLLAMA_HOST", "")], Some("OLLAMA_API_KEY")),
 ];
 
-/// Names and values that point SDKs at `proxy`; keys only where there is a virtual key. An empty `only` is all.
-#[must_use]
-pub fn variables(proxy: SocketAddr, key: Option<&str>, only: &[String]) -> Vec<(&'static str, String)> {
-    let named = |sdk: &&Sdk| only.iter().any(|name| provider(name).is_some_and(|row| row.id == sdk.provider));
-    let chosen = SDKS.iter().filter(|sdk| only.is_empty() || named(sdk));
-    let mut out = Vec::new();
-    for sdk in chosen {
-        let base =
-            sdk.base.iter().map(|(name, tail)| (*name, format!("http://{}/{}{tail}", reachable(proxy), sdk.provider)));
-        out.extend(base);
-        out.extend(sdk.key.zip(key).map(|(name, key)| (name, key.to_owned())));
+/// A provider as the admin API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+struct Known {
+    id: String,
+    #[serde(default)]
+    aliases: Vec<String>,
+    dialect: String,
+    /// What stands there for `/v1` of OpenAI's paths.
+    #[serde(default)]
+    v1: Option<String>,
+}
+
+/// The variables of one SDK, and the provider they lead to.
+#[derive(Clone, Debug)]
+struct Target {
+    sdk: &'static Sdk,
+    provider: String,
+    /// In place of the SDK's own.
+    tail: Option<String>,
+}
+
+/// Which SDKs are pointed at which providers.
+#[derive(Debug)]
+pub struct Targets {
+    proxy: SocketAddr,
+    all: Vec<Target>,
+    /// Providers that were asked for and that no variable leads to: why, and what to do instead.
+    pub by_hand: Vec<Failure>,
+}
+
+impl Targets {
+    /// Those of the providers `only` names, or of all that have variables when it is empty. `providers` is what
+    /// `/api/providers` says.
+    ///
+    /// A provider without variables of its own has those of its dialect, when it is the only one: two cannot share them.
+    ///
+    /// # Errors
+    /// When one of `only` is no provider.
+    pub fn of(proxy: SocketAddr, only: &[String], providers: &Value) -> Result<Self, Failure> {
+        let proxy = reachable(proxy);
+        let target = |sdk| Target { sdk, provider: sdk.provider.to_owned(), tail: None };
+        if only.is_empty() {
+            return Ok(Self { proxy, all: SDKS.iter().map(target).collect(), by_hand: Vec::new() });
+        }
+        let known = providers["providers"].as_array().into_iter().flatten();
+        let known: Vec<Known> = known.filter_map(|provider| Known::deserialize(provider).ok()).collect();
+        let mut asked: Vec<Known> = Vec::new();
+        for name in only {
+            let found = find(name, &known)?;
+            if !asked.contains(&found) {
+                asked.push(found);
+            }
+        }
+        let alone = asked.len() == 1;
+        let (mut all, mut by_hand) = (Vec::new(), Vec::new());
+        for provider in asked {
+            match SDKS.iter().find(|sdk| sdk.provider == provider.id) {
+                Some(sdk) => all.push(target(sdk)),
+                None => match provider.of_its_dialect().filter(|_| alone) {
+                    Some(target) => all.push(target),
+                    None => by_hand.push(provider.by_hand(proxy, alone)),
+                },
+            }
+        }
+        Ok(Self { proxy, all, by_hand })
     }
-    out
+
+    /// True when no variable would be set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Names and values of the variables; keys only where there is a virtual key.
+    #[must_use]
+    pub fn variables(&self, key: Option<&str>) -> Vec<(&'static str, String)> {
+        let mut out = Vec::new();
+        for Target { sdk, provider, tail } in &self.all {
+            out.extend(sdk.base.iter().map(|(name, own)| {
+                (*name, format!("http://{}/{provider}{}", self.proxy, tail.as_deref().unwrap_or(own)))
+            }));
+            out.extend(sdk.key.zip(key).map(|(name, key)| (name, key.to_owned())));
+        }
+        out
+    }
+}
+
+impl Known {
+    /// The variables of its dialect's own vendor, when they can lead here.
+    fn of_its_dialect(&self) -> Option<Target> {
+        let sdk = SDKS.iter().find(|sdk| sdk.provider == self.dialect)?;
+        // Only OpenAI's SDK expects a part of the path in its base URL, and others have theirs elsewhere.
+        let tail = if self.dialect == OPENAI.name() { Some(self.v1.clone()?) } else { None };
+        Some(Target { sdk, provider: self.id.clone(), tail })
+    }
+
+    fn by_hand(&self, proxy: SocketAddr, alone: bool) -> Failure {
+        let Self { id, v1, .. } = self;
+        let url = format!("http://{proxy}/{id}{}", v1.as_deref().unwrap_or_default());
+        let (why, more) = if alone {
+            ("", ", and what its own base URL has as its path")
+        } else {
+            (" beside the others", "; or name this provider alone")
+        };
+        let failure = Failure::new(Exit::Usage, format!("no SDK reads a variable for {id:?}{why}"));
+        failure.fix(format!("set the base URL by hand: {url}{more}"))
+    }
+}
+
+/// The provider of this id or alias; one that still lacks its base URL too.
+fn find(name: &str, known: &[Known]) -> Result<Known, Failure> {
+    let named = |provider: &&Known| provider.id == name || provider.aliases.iter().any(|alias| alias == name);
+    if let Some(found) = known.iter().find(named) {
+        return Ok(found.clone());
+    }
+    if let Some(row) = provider(name) {
+        let (dialect, v1) = (row.dialect.name().to_owned(), row.v1.map(str::to_owned));
+        return Ok(Known { id: row.id.to_owned(), aliases: Vec::new(), dialect, v1 });
+    }
+    let own = known.iter().map(|provider| provider.id.as_str());
+    let rows = PROVIDERS.iter().flat_map(|row| std::iter::once(row.id).chain(row.aliases.iter().copied()));
+    let failure = Failure::new(Exit::Usage, format!("there is no provider {name:?}"));
+    Err(match nearest(name, own.chain(rows)) {
+        Some(right) => failure.fix(format!("did you mean {right:?}?")),
+        None => failure.fix("`sidekey provider list` shows them"),
+    })
 }
 
 /// Variables that hold real provider keys: a child must not see them. The SDKs' own are set anew afterwards.
@@ -79,6 +197,8 @@ fn reachable(proxy: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -106,9 +226,72 @@ mod tests {
                 ],
             ),
         ] {
-            let got = variables(address.parse().unwrap(), key, &only);
+            let got = Targets::of(address.parse().unwrap(), &only, &Value::Null).unwrap().variables(key);
             let got: Vec<(&str, &str)> = got.iter().map(|(name, value)| (*name, value.as_str())).collect();
             assert_eq!(got, want, "{address}");
+        }
+    }
+
+    #[test]
+    fn providers_without_variables_of_their_own() {
+        let known = json!({"providers": [
+            {"id": "mine", "dialect": "openai", "v1": "/v1"},
+            {"id": "flat", "dialect": "openai", "v1": ""},
+            {"id": "odd", "dialect": "openai", "v1": null},
+            {"id": "claude-like", "dialect": "anthropic", "v1": "/v1"},
+            {"id": "google-like", "dialect": "gemini", "v1": "/v1beta/openai"},
+            {"id": "vllm", "dialect": "openai", "v1": "/v1"},
+        ]});
+        let (openai, both) = ("OPENAI_API_KEY=vk", "OPENAI_BASE_URL=http://127.0.0.1:1/mine/v1");
+        for (only, want) in [
+            (&["mine"][..], Ok(vec![both, "OPENAI_API_BASE=http://127.0.0.1:1/mine/v1", openai])),
+            (&["mine", "mine"], Ok(vec![both, "OPENAI_API_BASE=http://127.0.0.1:1/mine/v1", openai])),
+            (
+                &["flat"],
+                Ok(vec!["OPENAI_BASE_URL=http://127.0.0.1:1/flat", "OPENAI_API_BASE=http://127.0.0.1:1/flat", openai]),
+            ),
+            (
+                &["vllm"],
+                Ok(vec![
+                    "OPENAI_BASE_URL=http://127.0.0.1:1/vllm/v1",
+                    "OPENAI_API_BASE=http://127.0.0.1:1/vllm/v1",
+                    openai,
+                ]),
+            ),
+            // Not in the list while it has no base URL.
+            (
+                &["databricks"],
+                Ok(vec![
+                    "OPENAI_BASE_URL=http://127.0.0.1:1/databricks/serving-endpoints",
+                    "OPENAI_API_BASE=http://127.0.0.1:1/databricks/serving-endpoints",
+                    openai,
+                ]),
+            ),
+            (&["claude-like"], Ok(vec!["ANTHROPIC_BASE_URL=http://127.0.0.1:1/claude-like", "ANTHROPIC_API_KEY=vk"])),
+            (&["google-like"], Ok(vec!["GOOGLE_GEMINI_BASE_URL=http://127.0.0.1:1/google-like", "GEMINI_API_KEY=vk"])),
+            (&["groq", "mine"], Err("http://127.0.0.1:1/mine/v1; or name this provider alone")),
+            (&["odd"], Err("http://127.0.0.1:1/odd, and what its own base URL has as its path")),
+            (&["mien"], Err("did you mean \"mine\"?")),
+            (&["opneai"], Err("did you mean \"openai\"?")),
+            (&["nosuch-thing"], Err("`sidekey provider list`")),
+        ] {
+            let only: Vec<String> = only.iter().map(|name| (*name).to_owned()).collect();
+            let targets = Targets::of("127.0.0.1:1".parse().unwrap(), &only, &known);
+            let got = targets.and_then(|mut targets| match targets.by_hand.pop() {
+                Some(failure) => Err(failure),
+                None => Ok(targets.variables(Some("vk"))),
+            });
+            match (got, want) {
+                (Ok(got), Ok(want)) => {
+                    let got: Vec<String> = got.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                    assert_eq!(got, want, "{only:?}");
+                }
+                (Err(failure), Err(want)) => {
+                    let said = failure.lines().join(" ");
+                    assert!(failure.exit == Exit::Usage && said.contains(want), "{only:?}: {said}");
+                }
+                (got, _) => unreachable!("{only:?}: {got:?}"),
+            }
         }
     }
 

@@ -15,8 +15,8 @@ const HOOKS: Hooks = Hooks {
     },
     tester: |_, _, _| {
         Arc::new(|_| {
-            let result =
-                TestResult { verdict: Verdict::Rejected, status: Some(401), detail: "401".to_owned(), latency_ms: 1 };
+            let detail = "the provider refuses the key: 401".to_owned();
+            let result = TestResult { verdict: Verdict::Rejected, status: Some(401), detail, latency_ms: 1 };
             Box::pin(async move { result })
         })
     },
@@ -56,9 +56,22 @@ fn a_session_without_a_daemon() {
         ("key update app --tpm 1000 -o jsonl", 0, ""),
         ("key update app", 2, "nothing to change"),
         ("key show nobody", 5, "there is no virtual key \"nobody\""),
+        (
+            "key update app -o jsonl --user alice --providers openai --endpoints chat --models gpt-* --sources ::1/128",
+            0,
+            "",
+        ),
+        (
+            "key update app -o jsonl --user  --team  --providers  --endpoints  --models  --sources  --expires-days ",
+            0,
+            "",
+        ),
+        ("key update app -o jsonl --providers * --endpoints * --models * --sources *", 0, ""),
+        ("key update app --providers openai,", 5, "providers"),
+        ("key update app --sources ::1/128,", 5, "sources"),
         ("key revoke app -o jsonl", 0, ""),
         ("key enable app", 5, "revoked"),
-        (add.as_str(), 5, "the provider refuses the key"),
+        (add.as_str(), 5, "error: the provider refuses the key: 401\n"),
         ("provider-key add openai --name more --ref nonsense", 2, "--ref takes"),
         ("provider-key add openai --name more --no-input", 2, "nobody can be asked"),
         ("provider-key rotate main --key-file /nonexistent", 1, "/nonexistent"),
@@ -66,6 +79,9 @@ fn a_session_without_a_daemon() {
         ("config explain listen.prxy", 2, "did you mean listen.proxy?"),
         ("--set listen.proxy=here config check", 3, "--set listen.proxy"),
         ("exec -- true", 1, "no proxy here"),
+        ("env --provider opneai", 2, "did you mean \"openai\""),
+        ("env --provider cloudflare", 2, "http://127.0.0.1:4141/cloudflare"),
+        ("env --provider vllm", 0, ""),
         ("key create", 2, ""),
     ] {
         let (got, said) = sidekey(home, line);

@@ -37,10 +37,14 @@ pub(super) struct Wish {
     user: Option<Option<String>>,
     #[serde(deserialize_with = "said")]
     team: Option<Option<String>>,
-    models: Option<Vec<String>>,
-    providers: Option<Vec<String>>,
-    endpoints: Option<Vec<String>>,
-    sources: Option<Vec<IpNet>>,
+    #[serde(deserialize_with = "said")]
+    models: Option<Option<Vec<String>>>,
+    #[serde(deserialize_with = "said")]
+    providers: Option<Option<Vec<String>>>,
+    #[serde(deserialize_with = "said")]
+    endpoints: Option<Option<Vec<String>>>,
+    #[serde(deserialize_with = "said")]
+    sources: Option<Option<Vec<String>>>,
     limits: WishedLimits,
     #[serde(deserialize_with = "said")]
     expires_days: Option<Option<u32>>,
@@ -48,7 +52,9 @@ pub(super) struct Wish {
     expires: Option<Option<String>>,
     #[serde(deserialize_with = "said")]
     stream_usage: Option<Option<StreamUsage>>,
-    metadata: Option<BTreeMap<String, String>>,
+    /// Notes by name: those not named stay, null takes one away.
+    #[serde(deserialize_with = "said")]
+    metadata: Option<Option<BTreeMap<String, Option<String>>>>,
     ephemeral: Option<bool>,
 }
 
@@ -337,31 +343,48 @@ impl Wish {
             }
             set(limit, said);
         }
-        if let Some(metadata) = &self.metadata {
-            record.metadata.clone_from(metadata);
-        }
+        self.apply_metadata(record);
         self.apply_expiry(state, record, now)
     }
 
+    fn apply_metadata(&self, record: &mut VirtualKey) {
+        match &self.metadata {
+            None => {}
+            Some(None) => record.metadata.clear(),
+            Some(Some(notes)) => {
+                for (name, note) in notes {
+                    match note {
+                        Some(note) => record.metadata.insert(name.clone(), note.clone()),
+                        None => record.metadata.remove(name),
+                    };
+                }
+            }
+        }
+    }
+
     fn apply_lists(&self, state: &ControlState, record: &mut VirtualKey) -> Result<(), Problem> {
-        if let Some(models) = &self.models {
+        if let Some(models) = allowed(&self.models) {
             if models.iter().any(|glob| glob.trim().is_empty()) {
                 return Err(Problem::invalid("models", "an empty glob matches nothing").fix("leave it out"));
             }
             record.models = models.iter().map(|glob| glob.trim().to_owned()).collect();
         }
-        if let Some(providers) = &self.providers {
+        if let Some(providers) = allowed(&self.providers) {
             let known = providers.iter().map(|name| provider_id(state, name));
             record.providers = known.collect::<Result<_, _>>()?;
         }
-        if let Some(endpoints) = &self.endpoints {
+        if let Some(endpoints) = allowed(&self.endpoints) {
             for name in endpoints {
                 name.parse::<Endpoint>().map_err(|error| Problem::invalid("endpoints", error.to_string()))?;
             }
-            record.endpoints.clone_from(endpoints);
+            record.endpoints = endpoints.to_vec();
         }
-        if let Some(sources) = &self.sources {
-            record.sources.clone_from(sources);
+        if let Some(sources) = allowed(&self.sources) {
+            let network = |text: &String| {
+                let parsed = text.trim().parse::<IpNet>();
+                parsed.map_err(|_| Problem::invalid("sources", format!("{text:?} is no network such as 10.0.0.0/8")))
+            };
+            record.sources = sources.iter().map(network).collect::<Result<_, _>>()?;
         }
         Ok(())
     }
@@ -409,6 +432,12 @@ fn set<T: Clone>(field: &mut Option<T>, said: &Option<Option<T>>) {
     if let Some(value) = said {
         field.clone_from(value);
     }
+}
+
+/// What was said of a list: null, or `*` alone, is everything, which is recorded as the empty list.
+fn allowed(said: &Option<Option<Vec<String>>>) -> Option<&[String]> {
+    let said = said.as_ref()?.as_deref().unwrap_or_default();
+    Some(if matches!(said, [all] if all == "*") { &[] } else { said })
 }
 
 fn flat<T>(said: &Option<Option<T>>) -> Option<&T> {

@@ -30,7 +30,9 @@ pub enum Verdict {
     Rejected,
     /// It did not answer, or not about the key.
     Unreachable,
-    /// There is nothing that can be asked without spending, or the key is not at hand.
+    /// The reference it is leads to no key now.
+    Unreadable,
+    /// There is nothing that can be asked without spending.
     Untestable,
 }
 
@@ -343,6 +345,7 @@ mod tests {
             (Status::Active, Verdict::Unreachable, None),
             (Status::Error, Verdict::Accepted, Some(Status::Active)),
             (Status::Error, Verdict::Untestable, None),
+            (Status::Active, Verdict::Unreadable, None),
             (Status::Disabled, Verdict::Accepted, None),
             (Status::Disabled, Verdict::Rejected, None),
         ] {

@@ -150,6 +150,46 @@ async fn a_key_is_made_shown_changed_and_removed() {
 }
 
 #[tokio::test]
+async fn what_was_given_can_be_taken_back() {
+    let api = Api::new(KeysSection::default());
+    let narrow = json!({
+        "name": "a", "user": "alice", "team": "t1", "models": ["gpt-*"], "providers": ["openai"],
+        "endpoints": ["chat"], "sources": ["10.0.0.0/8"], "metadata": {"a": "1", "b": "2"},
+    });
+    let made = api.post("/api/keys", narrow.clone()).await;
+    let path = format!("/api/keys/{}", id_of(&made.body["key_data"]));
+    for (field, said, want) in [
+        ("models", json!(null), json!([])),
+        ("models", json!(["*"]), json!([])),
+        ("models", json!([]), json!([])),
+        ("models", json!(["*", "gpt-*"]), json!(["*", "gpt-*"])),
+        ("providers", json!(null), json!([])),
+        ("providers", json!(["*"]), json!([])),
+        ("endpoints", json!(null), json!([])),
+        ("endpoints", json!(["*"]), json!([])),
+        ("sources", json!(null), json!([])),
+        ("sources", json!(["*"]), json!([])),
+        ("sources", json!(["::1/128"]), json!(["::1/128"])),
+        ("user", json!(null), json!(null)),
+        ("team", json!(null), json!(null)),
+        ("expires", json!(null), json!(null)),
+        ("metadata", json!({"b": "3"}), json!({"a": "1", "b": "3"})),
+        ("metadata", json!({"a": null, "c": ""}), json!({"b": "3", "c": ""})),
+        ("metadata", json!({"nothing": null}), json!({"b": "3", "c": ""})),
+        ("metadata", json!(null), json!({})),
+    ] {
+        let changed = api.patch(&path, json!({field: said}), None).await;
+        assert_eq!((changed.status, &changed.body[field]), (200, &want), "{field} {said}: {}", changed.text);
+    }
+    for field in ["providers", "endpoints", "sources"] {
+        let refused = api.patch(&path, json!({field: ["*", ""]}), None).await;
+        assert_eq!((refused.status, refused.body["field"].as_str()), (422, Some(field)), "{}", refused.text);
+    }
+    let untouched = api.patch(&path, json!({"name": "b"}), None).await;
+    assert_eq!(untouched.body["sources"], json!(["::1/128"]));
+}
+
+#[tokio::test]
 async fn what_a_key_may_not_be() {
     let api = Api::new(KeysSection { max_expires_days: Some(400), ..KeysSection::default() });
     for (body, field) in [
@@ -160,6 +200,7 @@ async fn what_a_key_may_not_be() {
         (json!({"name": "a", "providers": ["opneai"]}), "providers"),
         (json!({"name": "a", "endpoints": ["chats"]}), "endpoints"),
         (json!({"name": "a", "models": [""]}), "models"),
+        (json!({"name": "a", "sources": ["here"]}), "sources"),
         (json!({"name": "a", "limits": {"rpm": 0}}), "limits.rpm"),
         (json!({"name": "a", "expires_days": 401}), "expires_days"),
         (json!({"name": "a", "expires_days": null}), "expires_days"),
@@ -345,7 +386,9 @@ async fn usage_ledger_and_groups() {
         (&group["model"], &group["requests"], &group["tokens"], &group["cost_usd"]),
         (&json!("b"), &json!(2), &tokens, &Value::Null)
     );
-    assert_eq!(api.get("/api/usage?by=colour").await.body["field"], "by");
+    let refused = api.get("/api/usage?by=colour").await.body;
+    assert_eq!(refused["field"], "by");
+    assert_eq!(refused["detail"], format!("usage is summed by {}, not \"colour\"", dimensions()));
     assert_eq!(api.get(&format!("/api/keys/{id}/usage?days=1")).await.body["groups"][0]["day"], "2023-11-14");
 
     let first = api.get(&format!("/api/ledger?key={id}&limit=2")).await.body;

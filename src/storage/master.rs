@@ -104,8 +104,12 @@ pub enum MasterKeyError {
     /// Not 32 bytes in a known spelling.
     #[error("the master key from {0} is not 32 bytes as hex or base64; make one with `openssl rand -base64 32`")]
     Malformed(MasterKeySource),
-    /// Readable by others.
-    #[error("{path} can be read by group or others (mode {mode:03o}); run `chmod 600` on it", path = path.display())]
+    /// Open to others.
+    #[error(
+        "{path} is open to group or others (mode {mode:03o}); run `chmod 600` on it, or `chmod 440` where it is another \
+         user's and SIDEKEY_MASTER_KEY_FILE names it",
+        path = path.display()
+    )]
     Open {
         /// The file.
         path: PathBuf,
@@ -137,10 +141,10 @@ pub(super) fn find(
     let credential = inputs.credentials_dir.as_ref().map(|dir| dir.join(CREDENTIAL_NAME));
     if let Some(path) = credential.filter(|path| path.exists()) {
         // systemd grants access by ACL, which shows as group bits: the directory is what protects it.
-        return read_file(&path, MasterKeySource::Credential(path.clone()), false).map(Some);
+        return read_file(&path, MasterKeySource::Credential(path.clone()), |_, _| true).map(Some);
     }
     if let Some(path) = &inputs.file {
-        return read_file(path, MasterKeySource::File(path.clone()), true).map(Some);
+        return read_file(path, MasterKeySource::File(path.clone()), is_private).map(Some);
     }
     if let Some(value) = &inputs.value {
         let key = MasterKey::parse(value.expose().as_bytes());
@@ -149,7 +153,7 @@ pub(super) fn find(
     }
     let path = dir.join(FILE_NAME);
     if path.exists() {
-        return read_file(&path, MasterKeySource::DataDir(path.clone()), true).map(Some);
+        return read_file(&path, MasterKeySource::DataDir(path.clone()), is_ours_alone).map(Some);
     }
     Ok(None)
 }
@@ -173,15 +177,28 @@ pub(super) fn create(dir: &Path) -> Result<(MasterKey, MasterKeySource), MasterK
     Ok((MasterKey(bytes), MasterKeySource::DataDir(path)))
 }
 
+/// True when only its owner has a say over a file of this mode.
+fn is_ours_alone(mode: u32, _ours: bool) -> bool {
+    mode & 0o077 == 0
+}
+
+/// The same, but our group may read a file that is not `ours`, since somebody else manages it then: a Kubernetes secret
+/// under `fsGroup` is root's, and a user other than root gets at it in no other way.
+fn is_private(mode: u32, ours: bool) -> bool {
+    is_ours_alone(mode, ours) || !ours && mode & 0o037 == 0
+}
+
+/// Reads the key from a file that is `fit`, by its mode and whether it is our own.
 fn read_file(
     path: &Path,
     source: MasterKeySource,
-    check_mode: bool,
+    fit: fn(u32, bool) -> bool,
 ) -> Result<(MasterKey, MasterKeySource), MasterKeyError> {
     let unreadable = |source| MasterKeyError::Unreadable { path: path.to_owned(), source };
     let file = fs::File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
-    if check_mode && mode & 0o077 != 0 {
+    let meta = file.metadata().map_err(unreadable)?;
+    let (mode, ours) = (meta.mode() & 0o777, meta.uid() == rustix::process::geteuid().as_raw());
+    if !fit(mode, ours) {
         return Err(MasterKeyError::Open { path: path.to_owned(), mode });
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(128));
@@ -257,6 +274,41 @@ mod tests {
         put(&file, "short", 0o600);
         let error = find(&inputs, dir.path()).unwrap_err().to_string();
         assert!(error.contains("openssl rand") && !error.contains("short"), "{error}");
+    }
+
+    #[test]
+    fn modes() {
+        for (mode, ours, named, in_data_dir) in [
+            (0o400, true, true, true),
+            (0o600, true, true, true),
+            (0o440, true, false, false),
+            (0o640, true, false, false),
+            (0o400, false, true, true),
+            (0o440, false, true, false),
+            (0o640, false, true, false),
+            (0o660, false, false, false),
+            (0o460, false, false, false),
+            (0o444, false, false, false),
+            (0o404, false, false, false),
+            (0o402, false, false, false),
+            (0o644, false, false, false),
+        ] {
+            assert_eq!(is_private(mode, ours), named, "SIDEKEY_MASTER_KEY_FILE {mode:03o} {ours}");
+            assert_eq!(is_ours_alone(mode, ours), in_data_dir, "master.key {mode:03o} {ours}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_another_user_manages() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        put(&file, &STANDARD.encode([1; 32]), 0o440);
+        let inputs = MasterKeyInputs { file: Some(file.clone()), ..MasterKeyInputs::default() };
+        assert!(matches!(find(&inputs, dir.path()), Err(MasterKeyError::Open { mode: 0o440, .. })), "our own");
+        // Only root can give a file away, and reads it then.
+        if std::os::unix::fs::chown(&file, Some(65_534), None).is_ok() {
+            assert!(find(&inputs, dir.path()).unwrap().is_some());
+        }
     }
 
     #[test]

@@ -148,6 +148,23 @@ impl References {
         failed
     }
 
+    /// Fetches this one now, whatever [`References::watch`] is about; a key that is no reference is left alone. A
+    /// value is in force at once. Dropping it ends the command it runs.
+    ///
+    /// # Errors
+    /// Why it gave nothing; an earlier value stays.
+    pub async fn fetch(&self, state: &Arc<ProviderKeyState>) -> Result<(), ReferenceError> {
+        let mut jobs = JoinSet::new();
+        if !state.environment {
+            self.start(Arc::clone(state), None, &mut jobs);
+        }
+        let Some(Ok(Done { state, fetched })) = jobs.join_next().await else { return Ok(()) };
+        if let (Some(value), _) = fetched? {
+            state.secret.store(Some(Arc::new(value)));
+        }
+        Ok(())
+    }
+
     fn start_due(&self, all: bool, jobs: &mut JoinSet<Done>) {
         let snapshot = self.0.shared.snapshot.load();
         let now = self.0.shared.clock.now();

@@ -9,6 +9,7 @@
 )]
 
 mod canary;
+mod commands;
 mod docs;
 mod durability;
 mod estimate;
