@@ -16,8 +16,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::cli::args::{ExecArgs, allowed};
 use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
+use crate::cli::out;
 use crate::cli::sdk::Targets;
-use crate::cli::{out, sdk};
 use crate::clock::{Clock, rfc3339};
 use crate::secret::Secret;
 
@@ -114,7 +114,7 @@ async fn run_child(args: &ExecArgs, targets: &Targets, key: &Secret) -> ExitCode
 fn child(program: &OsString, words: &[OsString], targets: &Targets, key: &Secret) -> Command {
     let mut command = Command::new(program);
     command.args(words).env(MARK, "1");
-    for name in sdk::real_key_variables() {
+    for name in &targets.real {
         command.env_remove(name);
     }
     // The master key and its place are the keeper's, not the child's.

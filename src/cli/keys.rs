@@ -11,6 +11,7 @@ use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::{self, Column};
 use crate::cli::{Session, secret_input, usage};
+use crate::storage::Dimension;
 use crate::unit::duration;
 
 const COLUMNS: &[Column<'_>] = &[
@@ -60,7 +61,7 @@ pub(super) async fn run(session: &Session, client: &AdminClient, command: KeyCom
         KeyCommand::Usage { key, days } => {
             let id = resolve(client, &key).await?;
             let report = client.get(&format!("/api/keys/{id}/usage?days={days}")).await?;
-            usage::print_report(session, &report.body, "day")
+            usage::print_report(session, &report.body, Dimension::Day)
         }
     }
 }

@@ -4,7 +4,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::args::{Format, ProviderKeyAdd, ProviderKeyCommand, ProviderKeyUpdate, SecretArgs, allowed, as_id};
+use crate::cli::args::{
+    Format, ProviderKeyAdd, ProviderKeyCommand, ProviderKeyRotate, ProviderKeyUpdate, SecretArgs, allowed, as_id,
+};
 use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys::{all_pages, one_of};
@@ -12,6 +14,7 @@ use crate::cli::out::{self, Column};
 use crate::cli::{Session, secret_input, usage};
 use crate::provider_key::Origin;
 use crate::secret::Secret;
+use crate::storage::Dimension;
 
 const COLUMNS: &[Column<'_>] = &[
     ("ID", "/id"),
@@ -54,12 +57,7 @@ pub(super) async fn run(session: &Session, client: &AdminClient, command: Provid
             let items = all_pages(client, &format!("/api/provider-keys?limit=1000{narrowed}"), "provider_keys").await?;
             Ok(session.out.many(&json!({"provider_keys": items}), &items, COLUMNS)?)
         }
-        ProviderKeyCommand::Rotate { key, secret } => {
-            let id = resolve(client, &key).await?;
-            let body = source(session, &secret)?;
-            let changed = client.post(&format!("/api/provider-keys/{id}/rotate"), &Value::Object(body)).await?;
-            Ok(session.out.one(&changed.body, out::card)?)
-        }
+        ProviderKeyCommand::Rotate(args) => rotate(session, client, &args).await,
         ProviderKeyCommand::Show(key) => {
             let id = resolve(client, &key.key).await?;
             let found = client.get(&format!("/api/provider-keys/{id}")).await?;
@@ -70,7 +68,7 @@ pub(super) async fn run(session: &Session, client: &AdminClient, command: Provid
         ProviderKeyCommand::Usage { key, days } => {
             let id = resolve(client, &key).await?;
             let report = client.get(&format!("/api/provider-keys/{id}/usage?days={days}")).await?;
-            usage::print_report(session, &report.body, "day")
+            usage::print_report(session, &report.body, Dimension::Day)
         }
     }
 }
@@ -101,11 +99,27 @@ async fn add(session: &Session, client: &AdminClient, args: &ProviderKeyAdd) -> 
     match verdict {
         Some("rejected") => Err(Failure::new(Exit::Refused, detail)
             .fix(format!("the key is kept, in error; replace it: `sidekey provider-key rotate {id} --stdin`"))),
-        Some("unreachable") => {
-            out::say(&format!("warning: not tested: {detail}"));
+        _ => {
+            warn_untested(&made);
             Ok(())
         }
-        _ => Ok(()),
+    }
+}
+
+/// The API tests the new key while the old one is in force, and changes nothing when it is not good.
+async fn rotate(session: &Session, client: &AdminClient, args: &ProviderKeyRotate) -> Result<(), Failure> {
+    let id = resolve(client, &args.key).await?;
+    let mut body = source(session, &args.secret)?;
+    body.insert("test".to_owned(), json!(!args.no_test));
+    let changed = client.post(&format!("/api/provider-keys/{id}/rotate"), &Value::Object(body)).await?.body;
+    session.out.one(&changed, out::card)?;
+    warn_untested(&changed);
+    Ok(())
+}
+
+fn warn_untested(key: &Value) {
+    if key["test"]["verdict"] == "unreachable" {
+        out::say(&format!("warning: not tested: {}", key["test"]["detail"].as_str().unwrap_or_default()));
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Owns the table, as the SDKs' own sources have it; leaves setting variables to `exec` and printing them to `env`.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde::Deserialize;
@@ -57,6 +58,9 @@ struct Known {
     /// What stands there for `/v1` of OpenAI's paths.
     #[serde(default)]
     v1: Option<String>,
+    /// Variables that may hold a real key of it.
+    #[serde(default)]
+    env: Vec<String>,
 }
 
 /// The variables of one SDK, and the provider they lead to.
@@ -73,6 +77,9 @@ struct Target {
 pub struct Targets {
     proxy: SocketAddr,
     all: Vec<Target>,
+    /// Variables that hold real provider keys, of every provider: a child must not see them. The SDKs' own are set
+    /// anew afterwards.
+    pub real: BTreeSet<String>,
     /// Providers that were asked for and that no variable leads to: why, and what to do instead.
     pub by_hand: Vec<Failure>,
 }
@@ -88,11 +95,12 @@ impl Targets {
     pub fn of(proxy: SocketAddr, only: &[String], providers: &Value) -> Result<Self, Failure> {
         let proxy = reachable(proxy);
         let target = |sdk| Target { sdk, provider: sdk.provider.to_owned(), tail: None };
-        if only.is_empty() {
-            return Ok(Self { proxy, all: SDKS.iter().map(target).collect(), by_hand: Vec::new() });
-        }
         let known = providers["providers"].as_array().into_iter().flatten();
         let known: Vec<Known> = known.filter_map(|provider| Known::deserialize(provider).ok()).collect();
+        let real = real_key_variables(&known);
+        if only.is_empty() {
+            return Ok(Self { proxy, all: SDKS.iter().map(target).collect(), real, by_hand: Vec::new() });
+        }
         let mut asked: Vec<Known> = Vec::new();
         for name in only {
             let found = find(name, &known)?;
@@ -111,7 +119,7 @@ impl Targets {
                 },
             }
         }
-        Ok(Self { proxy, all, by_hand })
+        Ok(Self { proxy, all, real, by_hand })
     }
 
     /// True when no variable would be set.
@@ -164,7 +172,7 @@ fn find(name: &str, known: &[Known]) -> Result<Known, Failure> {
     }
     if let Some(row) = provider(name) {
         let (dialect, v1) = (row.dialect.name().to_owned(), row.v1.map(str::to_owned));
-        return Ok(Known { id: row.id.to_owned(), aliases: Vec::new(), dialect, v1 });
+        return Ok(Known { id: row.id.to_owned(), aliases: Vec::new(), dialect, v1, env: Vec::new() });
     }
     let own = known.iter().map(|provider| provider.id.as_str());
     let rows = PROVIDERS.iter().flat_map(|row| std::iter::once(row.id).chain(row.aliases.iter().copied()));
@@ -175,11 +183,11 @@ fn find(name: &str, known: &[Known]) -> Result<Known, Failure> {
     })
 }
 
-/// Variables that hold real provider keys: a child must not see them. The SDKs' own are set anew afterwards.
-#[must_use]
-pub fn real_key_variables() -> Vec<&'static str> {
-    let known = PROVIDERS.iter().flat_map(|provider| provider.env.iter().copied());
-    known.chain(SDKS.iter().filter_map(|sdk| sdk.key)).collect()
+/// Those of the built-in providers, of the operator's own, and of the SDKs.
+fn real_key_variables(known: &[Known]) -> BTreeSet<String> {
+    let built_in = PROVIDERS.iter().flat_map(|provider| provider.env.iter().copied());
+    let own = known.iter().flat_map(|provider| provider.env.iter().map(String::as_str));
+    built_in.chain(own).chain(SDKS.iter().filter_map(|sdk| sdk.key)).map(str::to_owned).collect()
 }
 
 /// A listener on all addresses is reached on the loopback one.
@@ -300,6 +308,15 @@ mod tests {
         for sdk in SDKS {
             assert!(PROVIDERS.iter().any(|provider| provider.id == sdk.provider), "{}", sdk.provider);
         }
-        assert!(real_key_variables().contains(&"GOOGLE_API_KEY"));
+        let known = json!({"providers": [
+            {"id": "mine", "dialect": "openai", "v1": "/v1", "env": ["MY_KEY"]},
+            {"id": "openai", "dialect": "openai", "v1": "/v1", "env": ["OUR_KEY"]},
+        ]});
+        for only in [&[][..], &["groq".to_owned()]] {
+            let real = Targets::of("127.0.0.1:1".parse().unwrap(), only, &known).unwrap().real;
+            for name in ["GOOGLE_API_KEY", "OPENAI_API_KEY", "MY_KEY", "OUR_KEY"] {
+                assert!(real.contains(name), "{name}");
+            }
+        }
     }
 }

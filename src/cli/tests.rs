@@ -45,6 +45,7 @@ fn a_session_without_a_daemon() {
     let secret = home.join("secret");
     std::fs::write(&secret, "sk-proj-very-real-0123456789\n").expect("written");
     let add = format!("provider-key add openai --name main --key-file {}", secret.display());
+    let rotate = format!("provider-key rotate main --key-file {}", secret.display());
     for (line, code, message) in [
         ("config check", 3, "sidekey init"),
         ("init -o jsonl", 0, ""),
@@ -75,7 +76,9 @@ fn a_session_without_a_daemon() {
         ("provider-key add openai --name more --ref nonsense", 2, "--ref takes"),
         ("provider-key add openai --name more --no-input", 2, "nobody can be asked"),
         ("provider-key rotate main --key-file /nonexistent", 1, "/nonexistent"),
-        ("usage --by colour", 5, "usage is summed by"),
+        (rotate.as_str(), 5, "error: the provider refuses the key: 401\n  fix: the key is as it was"),
+        (&format!("{rotate} --no-test -o jsonl"), 0, ""),
+        ("usage --by colour", 2, ""),
         ("config explain listen.prxy", 2, "did you mean listen.proxy?"),
         ("--set listen.proxy=here config check", 3, "--set listen.proxy"),
         ("exec -- true", 1, "no proxy here"),

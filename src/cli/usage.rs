@@ -10,6 +10,7 @@ use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys;
 use crate::cli::out::{self, Column};
+use crate::storage::Dimension;
 
 const LEDGER_COLUMNS: &[Column<'_>] = &[
     ("TIME", "/time"),
@@ -39,16 +40,17 @@ const MAX_PAGE: usize = 1000;
 
 /// `sidekey usage`.
 pub(super) async fn usage(session: &Session, client: &AdminClient, args: &UsageArgs) -> Result<(), Failure> {
-    let mut path = format!("/api/usage?days={}&by={}", args.days, encoded(&args.by));
+    let mut path = format!("/api/usage?days={}&by={}", args.days, args.by.as_str());
     if let Some(key) = &args.key {
         path.push_str(&format!("&key={}", keys::resolve(client, key).await?));
     }
     let report = client.get(&path).await?;
-    print_report(session, &report.body, &args.by)
+    print_report(session, &report.body, args.by)
 }
 
 /// A report: the document, a line for each group, or a table that ends with the totals.
-pub(super) fn print_report(session: &Session, report: &Value, by: &str) -> Result<(), Failure> {
+pub(super) fn print_report(session: &Session, report: &Value, by: Dimension) -> Result<(), Failure> {
+    let by = by.as_str();
     let mut items = report["groups"].as_array().cloned().unwrap_or_default();
     if session.out.format == Format::Table && !items.is_empty() {
         let mut totals = report["totals"].clone();

@@ -47,7 +47,6 @@ use crate::virtual_key::KeysSection;
 
 pub use self::provider_keys::{TestResult, Verdict};
 pub use self::status::{Facts, Listening};
-pub use self::usage::dimensions;
 
 /// Asks a provider whether it takes a stored key, by the key's id, without spending.
 pub type KeyTester = Arc<dyn Fn(KeyId) -> Pin<Box<dyn Future<Output = TestResult> + Send>> + Send + Sync>;

@@ -2,7 +2,9 @@
 //!
 //! Owns adding, changing and testing; leaves sealing to `storage` and the call of a test to the [`super::KeyTester`].
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use axum::Json;
 use axum::body::Bytes;
@@ -18,7 +20,7 @@ use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
 use crate::id::{KeyId, Owner, is_name};
 use crate::provider_key::{Origin, ProviderKey, Status};
 use crate::secret::Secret;
-use crate::storage::{ProviderKeyState, StoreError};
+use crate::storage::{ProviderKeyState, Store, StoreError};
 
 /// What a provider said to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -78,8 +80,6 @@ pub(super) async fn list(
 }
 
 /// Where a secret comes from: itself, or a reference to it.
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 struct Source {
     secret: Option<String>,
     reference: Option<String>,
@@ -207,6 +207,15 @@ pub(super) async fn update(
     write(&state, &headers, record, None).await
 }
 
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Rotation {
+    secret: Option<String>,
+    reference: Option<String>,
+    /// Asks the provider first; what is not good changes nothing.
+    test: bool,
+}
+
 /// A new secret in place of the old one. It is bound to the provider's present host: whoever enters it means that.
 pub(super) async fn rotate(
     State(state): State<Arc<ControlState>>,
@@ -214,7 +223,8 @@ pub(super) async fn rotate(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let source: Source = parse(&headers, &body, Tell::Names)?;
+    let rotation: Rotation = parse(&headers, &body, Tell::Names)?;
+    let source = Source { secret: rotation.secret, reference: rotation.reference };
     let (origin, secret) = source.resolve()?;
     let mut record = stored(&state, &id)?.record.clone();
     let upstream = state.registry.lookup(&record.provider);
@@ -226,7 +236,68 @@ pub(super) async fn rotate(
         record.status = Status::Active;
     }
     record.last_error = None;
-    write(&state, &headers, record, secret).await
+    if !rotation.test {
+        return write(&state, &headers, record, secret).await;
+    }
+    let expected = expected_version(&headers)?.unwrap_or(record.version);
+    let candidate = ProviderKey {
+        id: KeyId::random().map_err(|error| Problem::internal(error.to_string()))?,
+        name: format!("{} of a rotation", record.id),
+        status: Status::Disabled,
+        ..record.clone()
+    };
+    let (result, fetched) = try_out(&state, candidate, secret.clone()).await?;
+    let refused = |code, detail: String| {
+        let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail);
+        Err(problem.fix("the key is as it was; rotate to a good one, or without the test: --no-test"))
+    };
+    match result.verdict {
+        Verdict::Rejected => return refused("rejected", result.detail),
+        Verdict::Unreadable => return refused("unreadable", format!("the reference gives no key: {}", result.detail)),
+        Verdict::Accepted | Verdict::Unreachable | Verdict::Untestable => {}
+    }
+    let after = state.store.update_provider_key(record, expected, secret).await?;
+    if after.record.origin != Origin::Sealed && fetched.is_some() {
+        after.secret.store(fetched);
+    }
+    let mut view = json!(ProviderKeyView::new(&after, state.clock.wall_ms()));
+    view["test"] = json!(result);
+    Ok(([(header::ETAG, etag(after.record.version))], Json(view)).into_response())
+}
+
+/// Tests a key that is in the store, switched off, for as long as that takes; also gives what its reference led to.
+async fn try_out(
+    state: &ControlState,
+    candidate: ProviderKey,
+    secret: Option<Secret>,
+) -> Result<(TestResult, Option<Arc<Secret>>), StoreError> {
+    let id = candidate.id;
+    let mut cleaner = Cleaner { store: &state.store, id: Some(id) };
+    state.store.create_provider_key(candidate, secret).await?;
+    let result = (state.tester)(id).await;
+    let fetched = state.store.snapshot().provider_key(id).and_then(|key| key.secret.load_full());
+    let deleted = state.store.delete_provider_key(id, None).await;
+    cleaner.id = None;
+    match deleted {
+        Ok(()) | Err(StoreError::NotFound { .. }) => Ok((result, fetched)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a candidate whose test was given up, since nobody waits for the answer any more.
+struct Cleaner<'a> {
+    store: &'a Store,
+    id: Option<KeyId>,
+}
+
+impl Drop for Cleaner<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            // The first poll hands the order to the store's writer; the rest would only wait for it.
+            let deletion = pin!(self.store.delete_provider_key(id, None));
+            let _ordered = deletion.poll(&mut Context::from_waker(Waker::noop()));
+        }
+    }
 }
 
 pub(super) async fn enable(

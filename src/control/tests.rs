@@ -24,7 +24,8 @@ struct Api {
     router: Router,
     store: Store,
     clock: Clock,
-    verdict: Arc<Mutex<Verdict>>,
+    /// What a test says; with `None` it never ends.
+    verdict: Arc<Mutex<Option<Verdict>>>,
     _directory: tempfile::TempDir,
 }
 
@@ -53,13 +54,17 @@ impl Api {
             metrics: Metrics::default(),
         })
         .unwrap();
-        let verdict = Arc::new(Mutex::new(Verdict::Accepted));
+        let verdict = Arc::new(Mutex::new(Some(Verdict::Accepted)));
         let said = Arc::clone(&verdict);
         let tester: KeyTester = Arc::new(move |_| {
             let verdict = *said.lock().unwrap();
-            Box::pin(
-                async move { TestResult { verdict, status: Some(200), detail: "said so".to_owned(), latency_ms: 1 } },
-            )
+            Box::pin(async move {
+                let verdict = match verdict {
+                    Some(verdict) => verdict,
+                    None => std::future::pending().await,
+                };
+                TestResult { verdict, status: Some(200), detail: "said so".to_owned(), latency_ms: 1 }
+            })
         });
         let router = router(ControlState {
             store: store.clone(),
@@ -304,7 +309,7 @@ async fn provider_keys_go_in_and_stay_in() {
         (Verdict::Unreachable, "error", json!("said so")),
         (Verdict::Accepted, "active", Value::Null),
     ] {
-        *api.verdict.lock().unwrap() = verdict;
+        *api.verdict.lock().unwrap() = Some(verdict);
         let tested = api.post(&format!("{path}/test"), json!({})).await.body;
         assert_eq!((&tested["key"]["status"], &tested["key"]["last_error"]), (&json!(status), &error), "{verdict:?}");
     }
@@ -316,6 +321,38 @@ async fn provider_keys_go_in_and_stay_in() {
     );
     let rotated = api.post(&format!("{path}/rotate"), json!({"secret": "sk-proj-another-0123456789wxyz"})).await.body;
     assert_eq!(rotated["masked"], "sk-…wxyz");
+    for (verdict, status, masked) in [
+        (Verdict::Rejected, 422, "sk-…wxyz"),
+        (Verdict::Unreadable, 422, "sk-…wxyz"),
+        (Verdict::Unreachable, 200, "sk-…4567"),
+        (Verdict::Untestable, 200, "sk-…4567"),
+        (Verdict::Accepted, 200, "sk-…4567"),
+    ] {
+        *api.verdict.lock().unwrap() = Some(verdict);
+        let body = json!({"secret": "sk-proj-tested-first-01234567", "test": true});
+        let rotated = api.post(&format!("{path}/rotate"), body).await;
+        assert_eq!(rotated.status, status, "{verdict:?}: {}", rotated.text);
+        let tested = if status == 200 { json!(verdict) } else { Value::Null };
+        assert_eq!(rotated.body["test"]["verdict"], tested, "{verdict:?}");
+        let kept = api.get(&path).await.body;
+        assert_eq!((&kept["masked"], &kept["status"]), (&json!(masked), &json!("active")), "{verdict:?}");
+        let left = api.get("/api/provider-keys?provider=openai").await.body;
+        assert_eq!(left["provider_keys"].as_array().unwrap().len(), 1, "{verdict:?}: the candidate is gone");
+    }
+    // Whoever hangs up in the middle of a test leaves no candidate behind.
+    *api.verdict.lock().unwrap() = None;
+    let (hangs, body) = (format!("{path}/rotate"), json!({"secret": "sk-proj-given-up-0123456789", "test": true}));
+    let count = || api.store.snapshot().provider_keys("openai").len();
+    tokio::select! {
+        _ = api.post(&hangs, body) => unreachable!("the test does not end"),
+        () = async { while count() < 2 { tokio::task::yield_now().await } } => {}
+    }
+    while count() > 1 {
+        tokio::task::yield_now().await;
+    }
+    *api.verdict.lock().unwrap() = Some(Verdict::Accepted);
+    let stale = json!({"secret": "sk-proj-tested-first-01234567", "test": true});
+    assert_eq!(api.ask(Method::POST, &format!("{path}/rotate"), Some(stale), Some("\"1\"")).await.status, 412);
     let referred = api.post(&format!("{path}/rotate"), json!({"reference": "env:THE_KEY"})).await.body;
     assert_eq!((&referred["origin"], &referred["masked"]), (&json!("env:THE_KEY"), &json!("")));
     assert_eq!(api.ask(Method::DELETE, &path, None, None).await.status, 204);
@@ -388,7 +425,7 @@ async fn usage_ledger_and_groups() {
     );
     let refused = api.get("/api/usage?by=colour").await.body;
     assert_eq!(refused["field"], "by");
-    assert_eq!(refused["detail"], format!("usage is summed by {}, not \"colour\"", dimensions()));
+    assert_eq!(refused["detail"], format!("usage is summed by {}, not \"colour\"", crate::storage::Dimension::words()));
     assert_eq!(api.get(&format!("/api/keys/{id}/usage?days=1")).await.body["groups"][0]["day"], "2023-11-14");
 
     let first = api.get(&format!("/api/ledger?key={id}&limit=2")).await.body;

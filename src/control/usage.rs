@@ -35,21 +35,12 @@ pub(super) struct ReportQuery {
     source: Option<KeySource>,
 }
 
-/// What usage is summed by, in words: for the refusal of anything else, and for the command line's help.
-#[must_use]
-pub fn dimensions() -> String {
-    let words = Dimension::ALL.map(Dimension::as_str);
-    let (last, others) = words.split_last().unwrap_or((&"", &[]));
-    format!("{} or {last}", others.join(", "))
-}
-
 pub(super) async fn report(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<ReportQuery>,
 ) -> Result<Json<UsageReport>, Problem> {
     let by = query.by.as_deref().unwrap_or("model");
-    let refused = |_| Problem::invalid("by", format!("usage is summed by {}, not {by:?}", dimensions()));
-    let by = by.parse::<Dimension>().map_err(refused)?;
+    let by = by.parse::<Dimension>().map_err(|error| Problem::invalid("by", error.to_string()))?;
     let filter = LedgerFilter {
         key: query.key,
         provider_key: query.provider_key,

@@ -247,13 +247,19 @@ impl Dimension {
             Self::User => "user",
         }
     }
+
+    /// The words for all of them, for people.
+    #[must_use]
+    pub fn words() -> String {
+        let words = Self::ALL.map(Self::as_str);
+        let (last, others) = words.split_last().unwrap_or((&"", &[]));
+        format!("{} or {last}", others.join(", "))
+    }
 }
 
 /// A text that names no dimension.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "usage is summed by day, key, user, team, provider, provider_key, model, source, group, endpoint or none, not {0:?}"
-)]
+#[error("usage is summed by {words}, not {0:?}", words = Dimension::words())]
 pub struct BadDimension(String);
 
 impl FromStr for Dimension {
@@ -444,5 +450,21 @@ fn number_name(number: u64, by: Dimension) -> String {
     match by {
         Dimension::Day => rfc3339(number * DAY_MS)[..10].to_owned(),
         _ => KeyId::from_bytes(number.to_be_bytes()).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_dimensions() {
+        for each in Dimension::ALL {
+            assert_eq!(each.as_str().parse(), Ok(each));
+            assert_eq!(each.as_str().replace('_', "-").parse(), Ok(each));
+        }
+        let said = "colour".parse::<Dimension>().unwrap_err().to_string();
+        assert_eq!(said, format!("usage is summed by {}, not \"colour\"", Dimension::words()));
+        assert!(Dimension::words().starts_with("day, endpoint, ") && Dimension::words().ends_with(", team or user"));
     }
 }

@@ -4,6 +4,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
+use crate::support::client::Request;
 use crate::support::provider::Provider;
 use crate::support::script::{Message, Reply};
 use crate::support::sidekey::{Options, REAL_KEY, Sidekey};
@@ -74,6 +75,88 @@ async fn a_refusal_is_said_once() {
     let (code, _, said) = text(&sidekey.cli_with(&add, "sk-of-nobody-0123456789").await);
     assert_eq!(code, Some(5), "{said}");
     assert!(said.starts_with("error: the provider refuses the key: 401\n  fix: "), "{said}");
+}
+
+#[tokio::test]
+async fn a_new_secret_is_tested_before_it_replaces_the_old_one() {
+    let provider = provider().await;
+    let options = Options::new().provider("openai", &provider.url()).env("THE_KEY", REAL_KEY);
+    let mut sidekey = Sidekey::start(&options).await;
+    let (good, bad) = (sidekey.folder().join("good"), sidekey.folder().join("bad"));
+    std::fs::write(&good, REAL_KEY).expect("a writable folder");
+    std::fs::write(&bad, "sk-of-nobody-0123456789").expect("a writable folder");
+    let file = |path: &std::path::Path| format!("file:{}", path.display());
+    let (good, bad, gone) = (file(&good), file(&bad), format!("{}.gone", file(&good)));
+    sidekey.add_provider_key("openai", REAL_KEY).await;
+    let key = sidekey.create_key(&[]).await.key;
+    for daemon in [true, false] {
+        if !daemon {
+            sidekey.stop().await;
+        }
+        let before = json(&sidekey, &["provider-key", "show", "main", "-o", "json"]).await;
+        let rotate = ["provider-key", "rotate", "main"];
+        for (flags, input, why) in [
+            (&["--ref", &*gone][..], "", "error: the reference gives no key: "),
+            (&["--ref", "env:NO_SUCH_VARIABLE"], "", "error: the reference gives no key: NO_SUCH"),
+            (&["--ref", "exec:false"], "", "error: the reference gives no key: "),
+            (&["--ref", &bad], "", "error: the provider refuses the key: 401\n"),
+            (&["--stdin"], "sk-of-nobody-0123456789", "error: the provider refuses the key: 401\n"),
+        ] {
+            let (code, out, said) = text(&sidekey.cli_with(&[&rotate, flags].concat(), input).await);
+            assert_eq!((code, &*out), (Some(5), ""), "{flags:?}, daemon {daemon}: {said}");
+            assert!(said.starts_with(why) && said.contains("--no-test"), "{flags:?}: {said}");
+            let after = json(&sidekey, &["provider-key", "list", "-o", "json"]).await;
+            assert_eq!(after["provider_keys"], Value::Array(vec![before.clone()]), "{flags:?}, daemon {daemon}");
+        }
+        for (flags, input) in [(&["--ref", &*good][..], ""), (&["--ref", "env:THE_KEY"], ""), (&["--stdin"], REAL_KEY)]
+        {
+            let rotated = text(&sidekey.cli_with(&[&rotate, flags, &["-o", "json"]].concat(), input).await);
+            let rotated: Value = serde_json::from_str(&rotated.1).unwrap_or_else(|_| panic!("{flags:?}: {rotated:?}"));
+            assert_eq!(rotated["test"]["verdict"], "accepted", "{flags:?}, daemon {daemon}: {rotated}");
+            assert_eq!(rotated["id"], before["id"], "{flags:?}");
+            if daemon {
+                // In force at once, a reference too.
+                let answer = sidekey.send(&Request::get("/openai/v1/models").bearer(&key)).await;
+                assert_eq!(answer.status, 200, "{flags:?}: {}", answer.text());
+            }
+        }
+    }
+    let untested = ["provider-key", "rotate", "main", "--ref", &gone, "--no-test", "-o", "json"];
+    let rotated = json(&sidekey, &untested).await;
+    assert_eq!((&rotated["origin"], &rotated["test"]), (&Value::from(gone), &Value::Null));
+}
+
+#[tokio::test]
+async fn exec_takes_the_keys_of_own_providers_away() {
+    let own =
+        "[providers.my-gateway]\ndialect = \"openai\"\nbase_url = \"http://127.0.0.1:9\"\nenv = [\"MY_GATEWAY_KEY\"]";
+    let options = Options::new().config(own).env("MY_GATEWAY_KEY", REAL_KEY).env("OTHER", "kept");
+    let mut sidekey = Sidekey::start(&options).await;
+    for daemon in [true, false] {
+        if !daemon {
+            sidekey.stop().await;
+        }
+        for provider in [&["--provider", "openai"][..], &["--provider", "my-gateway"], &[]] {
+            let exec = [&["exec", "--quiet"], provider, &["--", "sh", "-c", "echo ${MY_GATEWAY_KEY-gone} $OTHER"]];
+            assert_eq!(sidekey.ok(&exec.concat()).await, "gone kept\n", "{provider:?}, daemon {daemon}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn usage_knows_a_dimension_by_either_spelling() {
+    let provider = provider().await;
+    let sidekey = Sidekey::with("openai", &provider.url()).await;
+    let key = sidekey.create_key(&[]).await.key;
+    let answer = sidekey.send(&Request::get("/openai/v1/models").bearer(&key)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let entry = sidekey.entry(answer.header("x-sidekey-request-id").unwrap_or_default()).await;
+    let paid = entry["provider_key_id"].as_str().expect("an id");
+    for by in ["provider-key", "provider_key"] {
+        let out = sidekey.ok(&["usage", "--by", by]).await;
+        let firsts: Vec<&str> = out.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(firsts, ["PROVIDER_KEY", paid, "total"], "{by}: {out}");
+    }
 }
 
 #[tokio::test]
