@@ -119,8 +119,9 @@ impl Pool {
     /// # Cancel safety
     /// Dropping the future, or the body later, closes the connection or resets the stream: the upstream stops.
     pub async fn send(self: &Arc<Self>, mut request: Request<Outgoing>) -> Result<Response<Received>, SendError> {
+        // What is rarely or long waited for is boxed: the future of every request would have room for it otherwise.
         if let Some(shared) = self.shared() {
-            return self.send_http2(shared, request).await;
+            return Box::pin(self.send_http2(shared, request)).await;
         }
         while let Some(kept) = self.checkout() {
             match self.send_http1(kept, request).await {
@@ -129,6 +130,11 @@ impl Pool {
                 Err((error, None)) => return Err(error.into()),
             }
         }
+        Box::pin(self.send_fresh(request)).await
+    }
+
+    /// Sends on a new connection.
+    async fn send_fresh(self: &Arc<Self>, request: Request<Outgoing>) -> Result<Response<Received>, SendError> {
         let Dialled { stream, http2 } = dial(&self.origin, &self.tls, self.connect_timeout).await?;
         if http2 {
             let shared = self.open_http2(stream).await?;

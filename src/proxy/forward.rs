@@ -40,7 +40,7 @@ pub(super) struct Way<'a> {
 /// Tries the candidates in order; `attempt` is told before each.
 pub(super) async fn forward(
     way: Way<'_>,
-    mut outbound: Outbound,
+    mut outbound: Box<Outbound>,
     candidates: Vec<Candidate>,
     mut attempt: impl FnMut(&Candidate, u32) + Send,
 ) -> Result<Response<Received>, Error> {
@@ -59,7 +59,8 @@ pub(super) async fn forward(
         attempt(&candidate, u32::try_from(index + 1).unwrap_or(u32::MAX));
         let mut sent = send(way, request).await;
         let meaning = match &mut sent {
-            Ok(response) => meaning(way, response).await,
+            Ok(response) if may_be_googles(way, response) => Box::pin(googles(response)).await,
+            Ok(response) => by_status(response.status()),
             Err(error) if error.is_unsent() => Meaning::Busy,
             Err(_) => Meaning::Answer,
         };
@@ -108,12 +109,12 @@ fn by_status(status: StatusCode) -> Meaning {
 const PEEK: usize = 16 * 1024;
 const PEEK_TIME: Duration = Duration::from_secs(5);
 
-/// By the status; Google says 400 of a key it does not know (<https://ai.google.dev/gemini-api/docs/troubleshooting>).
-async fn meaning(way: Way<'_>, response: &mut Response<Received>) -> Meaning {
-    let googles = response.status() == StatusCode::BAD_REQUEST && way.upstream.dialect.name() == GEMINI.name();
-    if !googles {
-        return by_status(response.status());
-    }
+/// Google says 400 of a key it does not know (<https://ai.google.dev/gemini-api/docs/troubleshooting>).
+fn may_be_googles(way: Way<'_>, response: &Response<Received>) -> bool {
+    response.status() == StatusCode::BAD_REQUEST && way.upstream.dialect.name() == GEMINI.name()
+}
+
+async fn googles(response: &mut Response<Received>) -> Meaning {
     let codings = codings(response.headers().get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok()));
     // What has not come by then is not worth holding the answer back for.
     let mut seen = Vec::new();
@@ -134,7 +135,7 @@ async fn send(way: Way<'_>, request: Request<Outgoing>) -> Result<Response<Recei
         async { if way.upgrade { Box::pin(way.pool.upgrade(request)).await } else { way.pool.send(request).await } };
     let response = match way.upstream.head_timeout {
         None => sent.await,
-        Some(limit) => tokio::time::timeout(limit, sent)
+        Some(limit) => Box::pin(tokio::time::timeout(limit, sent))
             .await
             .map_err(|_| Error::UpstreamTimeout { provider: provider(), seconds: limit.as_secs() })?,
     };

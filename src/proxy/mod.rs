@@ -222,13 +222,13 @@ impl Proxy {
         let Inbound { parts, body, destination, path, .. } = inbound;
         let expects = parts.headers.contains_key(EXPECT);
         let mut trail = Trail { dialect: destination.dialect(), account: Account::default(), body: Some(body) };
-        let error = match self.steps(arrival, Asking { parts, destination, path }, &mut trail).await {
+        let error = match self.steps(arrival, Box::new(Asking { parts, destination, path }), &mut trail).await {
             Ok(response) => return response,
             Err(error) => error,
         };
         if let Some(body) = trail.body.take().filter(|body| !expects && !body.is_end_stream()) {
             // A client that waits for leave to send its body is not to be given it now.
-            let _ = tokio::time::timeout(DRAIN_TIME, drain(body)).await;
+            let _ = Box::pin(tokio::time::timeout(DRAIN_TIME, drain(body))).await;
         }
         self.refuse(arrival, trail, &error)
     }

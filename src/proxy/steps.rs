@@ -29,9 +29,12 @@ use crate::tally::{Observer, Wire};
 use crate::unit::{TokensSource, Usage};
 use crate::virtual_key::StreamUsage;
 
+// The larger ones travel boxed: an async step has room for its argument and for what it makes of it, each moved once
+// more by the step around it.
+
 /// Step 1: what is asked, as far as its line tells.
 struct Identified {
-    asking: Asking,
+    asking: Box<Asking>,
     call: Call<'static>,
 }
 
@@ -63,7 +66,7 @@ struct Selected {
 
 /// Step 4: there is room for it; the account holds its permit.
 struct Admitted {
-    selected: Selected,
+    selected: Box<Selected>,
     account: Account,
 }
 
@@ -72,7 +75,7 @@ impl Proxy {
     pub(super) async fn steps(
         &self,
         arrival: Arrival,
-        asking: Asking,
+        asking: Box<Asking>,
         trail: &mut Trail,
     ) -> Result<Response<AnswerBody>, Error> {
         let identified = identify(asking)?;
@@ -85,8 +88,9 @@ impl Proxy {
     }
 
     /// Accepts the key and takes every credential out of the request.
-    fn authenticate(&self, arrival: Arrival, identified: Identified) -> Result<Authenticated, Error> {
-        let Identified { asking: Asking { mut parts, destination, mut path }, call } = identified;
+    fn authenticate(&self, arrival: Arrival, identified: Identified) -> Result<Box<Authenticated>, Error> {
+        let Identified { asking, call } = identified;
+        let Asking { mut parts, destination, mut path } = *asking;
         let door = Door {
             prefix: &self.parts.prefix,
             pass_unknown: self.parts.section.unknown_keys == UnknownKeys::Pass,
@@ -103,15 +107,20 @@ impl Proxy {
         }
         let group = parts.headers.get(headers::GROUP).and_then(|value| value.to_str().ok());
         let group = group.filter(|name| is_name(name)).map(Arc::from);
-        Ok(Authenticated { parts, destination, path, call, caller, group })
+        Ok(Box::new(Authenticated { parts, destination, path, call, caller, group }))
     }
 
     /// Reads the request as far as needed, decides the provider, checks what the key may do, and orders who pays.
-    async fn select(&self, arrival: Arrival, before: Authenticated, trail: &mut Trail) -> Result<Selected, Error> {
-        let Authenticated { mut parts, destination, path, call, caller, group } = before;
+    async fn select(
+        &self,
+        arrival: Arrival,
+        before: Box<Authenticated>,
+        trail: &mut Trail,
+    ) -> Result<Box<Selected>, Error> {
         let section = &self.parts.section;
         let bounds = Bounds { replay: section.replay_limit, max: section.max_body, patience: section.header_timeout };
-        let read = request::take(&call, &parts.headers, &mut trail.body, bounds, &self.parts.clock).await?;
+        let read = request::take(&before.call, &before.parts.headers, &mut trail.body, bounds, &self.parts.clock).await?;
+        let Authenticated { mut parts, destination, path, call, caller, group } = *before;
         // The body may have been long in coming, and the key revoked meanwhile.
         let snapshot = Arc::clone(&self.parts.store.snapshot());
         let caller = caller.again(&snapshot, self.parts.clock.wall_ms(), arrival.peer.ip())?;
@@ -140,7 +149,9 @@ impl Proxy {
         let candidates = select::select(&snapshot, &upstream, &caller, model)?;
         let upgrade = upgrade::take(&mut parts);
         headers::strip_request(&mut parts.headers);
-        Ok(Selected { parts, lane, call, target, taken, asked, caller, candidates, input_estimate, waited, upgrade })
+        let selected =
+            Selected { parts, lane, call, target, taken, asked, caller, candidates, input_estimate, waited, upgrade };
+        Ok(Box::new(selected))
     }
 
     /// The upstream and the target of a request.
@@ -180,8 +191,10 @@ impl Proxy {
     ) -> Result<Response<AnswerBody>, Error> {
         let Admitted { selected, account } = admitted;
         trail.account = account;
-        let Selected { parts, lane, call, target, taken, asked, candidates, waited, upgrade, .. } = selected;
-        let mut outbound = Outbound::new(parts, target, &lane.upstream, taken);
+        let Selected { parts, lane, call, target, taken, asked, candidates, waited, upgrade, .. } = *selected;
+        let is_stream = call.is_stream(&asked);
+        drop(asked);
+        let mut outbound = Box::new(Outbound::new(parts, target, &lane.upstream, taken));
         if upgrade.is_some() {
             upgrade::ask(&mut outbound.headers);
         }
@@ -191,7 +204,7 @@ impl Proxy {
         })
         .await?;
         let (mut head, received) = response.into_parts();
-        let observer = Observer::new(call.wire, call.is_stream(&asked), head.status.as_u16(), &head.headers);
+        let observer = Observer::new(call.wire, is_stream, head.status.as_u16(), &head.headers);
         self.answered(arrival, &mut trail.account, &mut head);
         let account = std::mem::take(&mut trail.account);
         let in_flight = InFlight::new(&self.books.families.in_flight);
@@ -245,14 +258,14 @@ impl Proxy {
 }
 
 /// Reads the request's line.
-fn identify(asking: Asking) -> Result<Identified, Error> {
+fn identify(asking: Box<Asking>) -> Result<Identified, Error> {
     check_path(&asking.path)?;
     let call = asking.destination.dialect().classify(&asking.parts.method, &asking.path).into_owned();
     Ok(Identified { asking, call })
 }
 
 /// Reserves what the request is thought to need.
-fn admit(now: Nanos, selected: Selected, trail: &mut Trail) -> Result<Admitted, Error> {
+fn admit(now: Nanos, selected: Box<Selected>, trail: &mut Trail) -> Result<Admitted, Error> {
     let estimate = match selected.upgrade {
         // What a session will consume shows only as it goes; one token, so that a debt keeps it out.
         Some(_) => admit::Estimate { input: 1, output: 0 },
