@@ -22,7 +22,7 @@ pub(super) struct Families {
 }
 
 /// The handles of one provider.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct ProviderMetrics {
     outcomes: [IntCounter; 5],
     tokens: [IntCounter; 5],

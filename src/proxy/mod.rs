@@ -103,7 +103,7 @@ pub struct Proxy {
 struct Lane {
     upstream: Arc<Upstream>,
     pool: Arc<Pool>,
-    metrics: ProviderMetrics,
+    metrics: Arc<ProviderMetrics>,
 }
 
 /// What a [`Proxy`] is made of.
@@ -190,7 +190,7 @@ impl Proxy {
             let lane = Lane {
                 upstream: Arc::clone(upstream),
                 pool: pool(upstream, &parts),
-                metrics: books.families.provider(&upstream.id),
+                metrics: Arc::new(books.families.provider(&upstream.id)),
             };
             (Arc::clone(&upstream.id), Arc::new(lane))
         };

@@ -66,7 +66,7 @@ pub(super) struct Open {
     pub(super) permit: Option<Permit>,
     pub(super) key: Option<Arc<KeyState>>,
     pub(super) provider_key: Option<Arc<ProviderKeyState>>,
-    pub(super) metrics: ProviderMetrics,
+    pub(super) metrics: Arc<ProviderMetrics>,
     /// Tokens the request is thought to hold.
     pub(super) input_estimate: u64,
     /// The call consumes tokens, if it succeeds.
@@ -167,13 +167,13 @@ impl Account {
     pub(super) fn settle(&mut self, tally: Tally, end: End) -> Option<Commit> {
         let open = self.inner.take()?;
         let cut = open.books.cut.load(Ordering::Relaxed) && end == End::ClientLeft;
-        let mut closed = Box::new(Closed { open, tally, end: if cut { End::Drained } else { end } });
+        let mut closed = Closed { open, tally, end: if cut { End::Drained } else { end } };
         closed.close();
         if !closed.needs_count() {
             return closed.write();
         }
         let books = Arc::clone(&closed.open.books);
-        if let Err(error) = books.counting.try_send(closed) {
+        if let Err(error) = books.counting.try_send(Box::new(closed)) {
             let (std::sync::mpsc::TrySendError::Full(mut closed)
             | std::sync::mpsc::TrySendError::Disconnected(mut closed)) = error;
             closed.estimate(false);
@@ -189,7 +189,7 @@ impl Account {
         open.entry.outcome = outcome;
         open.entry.error_code = Some(code.into());
         open.consumes = false;
-        let mut closed = Box::new(Closed { open, tally: Tally::default(), end: End::Complete });
+        let mut closed = Closed { open, tally: Tally::default(), end: End::Complete };
         closed.open.entry.latency_us = closed.elapsed_us();
         closed.write();
     }
@@ -268,7 +268,7 @@ impl Closed {
         entry.tokens_source = TokensSource::Estimated;
     }
 
-    fn write(mut self: Box<Self>) -> Option<Commit> {
+    fn write(mut self) -> Option<Commit> {
         let open = &mut *self.open;
         let now = open.books.clock.now();
         let charged = open.entry.tokens.billable();
@@ -422,7 +422,7 @@ mod tests {
                 permit: Some(limits.reserve(books.clock.now(), 100).unwrap()),
                 key: None,
                 provider_key: None,
-                metrics: books.families.provider("openai"),
+                metrics: Arc::new(books.families.provider("openai")),
                 input_estimate: 3,
                 consumes,
             });

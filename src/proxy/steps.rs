@@ -135,7 +135,7 @@ impl Proxy {
             permit: None,
             key: caller.key().cloned(),
             provider_key: None,
-            metrics: lane.metrics.clone(),
+            metrics: Arc::clone(&lane.metrics),
             input_estimate,
             consumes: call.wire.has_output() || matches!(call.wire, Wire::GeminiEmbed | Wire::OpenAiEmbeddings),
         });
