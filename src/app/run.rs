@@ -7,13 +7,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{Listen, Running, StartError, harden, log};
 use crate::config::{Environment, Loaded};
 use crate::control::Listening;
 
-/// Runs until SIGTERM or SIGINT, then drains; a second one ends the wait for open requests.
+/// Runs until SIGTERM, SIGINT or SIGHUP, then drains; a second one ends the wait for open requests.
 ///
 /// # Errors
 /// When it cannot start.
@@ -55,10 +55,10 @@ pub fn run(loaded: &Loaded, environment: &Environment) -> Result<(), StartError>
     Ok(())
 }
 
-/// Asks to stop.
+/// The signals that ask to stop. A hang-up is the end of the terminal.
 struct Signals {
     runtime: tokio::runtime::Runtime,
-    asked: std::sync::Mutex<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)>,
+    asked: std::sync::Mutex<[Signal; 3]>,
 }
 
 impl Signals {
@@ -66,7 +66,7 @@ impl Signals {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let asked = {
             let _entered = runtime.enter();
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+            [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?]
         };
         Ok(Self { runtime, asked: std::sync::Mutex::new(asked) })
     }
@@ -74,11 +74,12 @@ impl Signals {
     /// Blocks until the next one.
     fn wait(&self) {
         let mut asked = self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (terminate, interrupt) = &mut *asked;
+        let [terminate, interrupt, hangup] = &mut *asked;
         self.runtime.block_on(async {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                _ = hangup.recv() => {}
             }
         });
     }

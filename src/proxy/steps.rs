@@ -119,7 +119,8 @@ impl Proxy {
     ) -> Result<Box<Selected>, Error> {
         let section = &self.parts.section;
         let bounds = Bounds { replay: section.replay_limit, max: section.max_body, patience: section.header_timeout };
-        let read = request::take(&before.call, &before.parts.headers, &mut trail.body, bounds, &self.parts.clock).await?;
+        let read =
+            request::take(&before.call, &before.parts.headers, &mut trail.body, bounds, &self.parts.clock).await?;
         let Authenticated { mut parts, destination, path, call, caller, group } = *before;
         // The body may have been long in coming, and the key revoked meanwhile.
         let snapshot = Arc::clone(&self.parts.store.snapshot());
