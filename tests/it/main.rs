@@ -12,6 +12,7 @@ mod canary;
 mod commands;
 mod docs;
 mod durability;
+mod edges;
 mod estimate;
 mod fixtures;
 mod limit;
