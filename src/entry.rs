@@ -2,6 +2,7 @@
 //!
 //! Owns its fields and their JSON; leaves making one to `proxy::settle` and keeping them to `storage::ledger`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -62,9 +63,9 @@ pub struct Entry {
     /// The tier that paid.
     pub key_source: Option<KeySource>,
     /// The dialect's name.
-    pub dialect: Arc<str>,
+    pub dialect: Cow<'static, str>,
     /// The endpoint's name.
-    pub endpoint: Arc<str>,
+    pub endpoint: Cow<'static, str>,
     /// What the request asked for.
     pub model_requested: Option<Arc<str>>,
     /// What the provider says it used.
@@ -109,8 +110,8 @@ pub struct EntryView {
     pub provider: Arc<str>,
     pub provider_key_id: Option<KeyId>,
     pub key_source: Option<KeySource>,
-    pub dialect: Arc<str>,
-    pub endpoint: Arc<str>,
+    pub dialect: Cow<'static, str>,
+    pub endpoint: Cow<'static, str>,
     pub model_requested: Option<Arc<str>>,
     pub model_reported: Option<Arc<str>>,
     pub stream: bool,

@@ -14,10 +14,10 @@ use crate::config::Environment;
 use crate::control::{KeyTester, TestResult, Verdict};
 use crate::id::KeyId;
 use crate::net::body::Outgoing;
-use crate::net::dial::Origin;
 use crate::net::tls::TlsClient;
 use crate::net::upstream::{Pool, Received};
-use crate::provider::{Dialect, GEMINI, Registry, Scheme, Upstream};
+use crate::provider::{Dialect, GEMINI, Registry, Upstream};
+use crate::proxy::origin;
 use crate::secret::Secret;
 use crate::storage::{ProviderKeyState, References, Store};
 
@@ -97,16 +97,6 @@ async fn test(
         Ok(Ok(response)) => judge(upstream, response).await,
     };
     TestResult { latency_ms, ..result }
-}
-
-fn origin(upstream: &Upstream) -> Origin {
-    Origin {
-        host: upstream.host().into(),
-        port: upstream.port(),
-        tls: upstream.scheme() == Scheme::Https,
-        http2: upstream.http2,
-        public: upstream.is_public(),
-    }
 }
 
 fn request(upstream: &Upstream, path: &str, secret: &Secret) -> Result<Request<Outgoing>, String> {

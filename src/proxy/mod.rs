@@ -268,14 +268,19 @@ async fn drain(mut body: Incoming) {
     }
 }
 
-fn pool(upstream: &Upstream, parts: &ProxyParts) -> Arc<Pool> {
-    let origin = Origin {
+/// Where connections to `upstream` go.
+#[must_use]
+pub fn origin(upstream: &Upstream) -> Origin {
+    Origin {
         host: upstream.host().into(),
         port: upstream.port(),
         tls: upstream.scheme() == Scheme::Https,
         http2: upstream.http2,
         public: upstream.is_public(),
-    };
+    }
+}
+
+fn pool(upstream: &Upstream, parts: &ProxyParts) -> Arc<Pool> {
     let timeout = upstream.connect_timeout.unwrap_or(parts.section.connect_timeout);
-    Arc::new(Pool::new(origin, parts.tls.clone(), timeout, parts.clock.clone()))
+    Arc::new(Pool::new(origin(upstream), parts.tls.clone(), timeout, parts.clock.clone()))
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns the bytes and their bounds; leaves what stands in them to `provider::request`.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -95,7 +96,7 @@ pub(super) async fn take(
     let mut waited = 0;
     while let Some(coming) = body.as_mut().filter(|body| !body.is_end_stream()) {
         let before = clock.now();
-        let frame = tokio::time::timeout(bounds.patience, coming.frame()).await.map_err(|_| Error::ClientSlow)?;
+        let frame = next(coming, bounds.patience).await?;
         let Some(frame) = frame else { break };
         waited += clock.now().saturating_sub(before);
         let Ok(data) = frame.map_err(|_| Error::ClientBody)?.into_data() else { continue };
@@ -110,6 +111,15 @@ pub(super) async fn take(
         }
     }
     Ok(Read { waited, ..whole(call, headers, &form, held, bounds)? })
+}
+
+/// The next frame. Nearly always it is here already, and no timer is needed.
+async fn next(body: &mut Incoming, patience: Duration) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Error> {
+    let mut frame = body.frame();
+    match poll_fn(|cx| Poll::Ready(Pin::new(&mut frame).poll(cx))).await {
+        Poll::Ready(frame) => Ok(frame),
+        Poll::Pending => Box::pin(tokio::time::timeout(patience, frame)).await.map_err(|_| Error::ClientSlow),
+    }
 }
 
 /// How the bytes of a body are to be read.

@@ -124,8 +124,8 @@ impl Proxy {
         let Authenticated { mut parts, destination, path, call, caller, group } = *before;
         // The body may have been long in coming, and the key revoked meanwhile.
         let snapshot = Arc::clone(&self.parts.store.snapshot());
-        let caller = caller.again(&snapshot, self.parts.clock.wall_ms(), arrival.peer.ip())?;
         let request::Read { mut taken, asked, input_estimate, plain, waited } = read;
+        let caller = caller.again(&snapshot, arrival.wall_ms + waited / 1_000_000, arrival.peer.ip())?;
         let model = call.model(&asked);
         let (upstream, target) = self.resolve(&destination, &path, model)?;
         let lane = self.lanes.get(&upstream.id).cloned().ok_or(Error::Internal("the provider is not built"))?;
@@ -298,8 +298,8 @@ fn entry(
         provider: Arc::clone(&lane.upstream.id),
         provider_key: None,
         key_source: None,
-        dialect: Arc::from(call.speaks.name()),
-        endpoint: Arc::from(call.endpoint.as_str()),
+        dialect: Cow::Borrowed(call.speaks.name()),
+        endpoint: Cow::Borrowed(call.endpoint.as_str()),
         model_requested: call.model(asked).map(|model| Arc::from(&model[..model.floor_char_boundary(MODEL_MAX)])),
         model_reported: None,
         stream: call.is_stream(asked),
