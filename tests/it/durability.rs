@@ -1,6 +1,10 @@
 //! What is on disk when an answer has ended, and commands that bring a proxy of their own.
 
+use std::collections::HashSet;
+use std::time::Duration;
+
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::time::Instant;
 
 use crate::support::client::{self, Client, Request};
 use crate::support::provider::Provider;
@@ -30,6 +34,49 @@ async fn with_sync_an_answer_ends_when_its_entry_is_on_disk() {
         let found = ledger.iter().find(|entry| entry["request_id"] == answer.request_id().as_str());
         assert_eq!(found.expect("the entry survived")["tokens"]["total"], 7);
     }
+}
+
+#[tokio::test]
+async fn a_kill_under_load_loses_the_last_moment_only() {
+    // The commit interval is 10 ms; a busy machine may need a few of them.
+    const LATEST: Duration = Duration::from_millis(200);
+    let provider = Provider::always(Message::json(200, ANSWER)).await;
+    let mut sidekey = Sidekey::with("openai", &provider.url()).await;
+    let key = sidekey.create_key(&[]).await.key;
+    let (proxy, request) = (sidekey.proxy, Request::post(CHAT, BODY).bearer(&key));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let request = request.clone();
+            tokio::spawn(async move {
+                let mut client = Client::connect(proxy).await.unwrap();
+                let mut served = vec![];
+                // Until sidekey is killed.
+                while let Ok(answer) = client.send(&request).await {
+                    if !answer.complete {
+                        break;
+                    }
+                    served.push((answer.request_id(), Instant::now()));
+                }
+                served
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    sidekey.kill().await;
+    let killed = Instant::now();
+    let mut served = vec![];
+    for client in clients {
+        served.extend(client.await.unwrap());
+    }
+    sidekey.restart().await;
+    let ledger = sidekey.ledger().await;
+    let recorded: HashSet<_> = ledger.iter().filter_map(|entry| entry["request_id"].as_str()).collect();
+    assert_eq!(recorded.len(), ledger.len(), "an entry is there twice");
+    let (old, young): (Vec<_>, Vec<_>) =
+        served.iter().partition(|(_, at)| killed.saturating_duration_since(*at) > LATEST);
+    let lost = old.iter().filter(|(id, _)| !recorded.contains(id.as_str())).count();
+    assert!(old.len() > 100, "{} and {} answers", old.len(), young.len());
+    assert_eq!(lost, 0, "of {} settled entries", old.len());
 }
 
 #[tokio::test]
