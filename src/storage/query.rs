@@ -433,7 +433,7 @@ fn group_of<'a>(entry: &StoredEntry<'a>, by: Dimension) -> Option<Value<'a>> {
     let id = |id: Option<[u8; 8]>| Value::Number(id.map(u64::from_be_bytes));
     Some(match by {
         Dimension::Day => Value::Number(Some(entry.time_ms / DAY_MS)),
-        Dimension::Endpoint => Value::Text(Some(entry.endpoint.into())),
+        Dimension::Endpoint => Value::Text(Some(entry.endpoint)),
         Dimension::Group => Value::Text(entry.group),
         Dimension::Key => id(entry.virtual_key),
         Dimension::Model => Value::Text(entry.model()),
