@@ -25,7 +25,7 @@ const WAITING: usize = 1024;
 /// What the ledger shows when the client left before an answer's head; nginx's word for it.
 const CLIENT_CLOSED: u16 = 499;
 /// A vocabulary takes 40 MB: it is dropped when nothing was counted for this long.
-const UNLOAD_AFTER: Duration = Duration::from_secs(120);
+const UNLOAD_AFTER: Duration = Duration::from_secs(30);
 
 /// What settling needs of the program.
 #[derive(Debug)]
