@@ -16,15 +16,13 @@ use crate::id::KeyId;
 use crate::net::body::Outgoing;
 use crate::net::tls::TlsClient;
 use crate::net::upstream::{Pool, Received};
-use crate::provider::{Dialect, GEMINI, Registry, Upstream};
-use crate::proxy::origin;
+use crate::provider::{Registry, Upstream};
+use crate::proxy::{may_be_googles, names_bad_key, origin};
 use crate::secret::Secret;
 use crate::storage::{ProviderKeyState, References, Store};
 
 /// How long connecting may take, and how long the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of an error that are looked at.
-const PEEK: usize = 16 * 1024;
 
 /// Tests keys of `store`. Where `SSL_CERT_FILE` of the environment cannot be read, every test says so.
 pub fn tester(store: &Store, registry: &Arc<Registry>, environment: &Environment) -> KeyTester {
@@ -114,17 +112,11 @@ fn request(upstream: &Upstream, path: &str, secret: &Secret) -> Result<Request<O
 /// key.
 async fn judge(upstream: &Upstream, mut response: Response<Received>) -> TestResult {
     let status = response.status().as_u16();
+    let invalid = may_be_googles(upstream, &response) && names_bad_key(&mut response, PATIENCE).await;
     let (verdict, detail) = match status {
         200..=399 => (Verdict::Accepted, "the provider takes the key".to_owned()),
         401 | 403 => (Verdict::Rejected, format!("the provider refuses the key: {status}")),
-        400 if upstream.dialect.name() == GEMINI.name() => {
-            let mut seen = Vec::new();
-            let _ = tokio::time::timeout(PATIENCE, response.body_mut().peek(&mut seen, PEEK)).await;
-            match memchr::memmem::find(&seen, b"API_KEY_INVALID") {
-                Some(_) => (Verdict::Rejected, "the provider refuses the key: 400 API_KEY_INVALID".to_owned()),
-                None => (Verdict::Unreachable, "the provider answers 400, not about the key".to_owned()),
-            }
-        }
+        400 if invalid => (Verdict::Rejected, "the provider refuses the key: 400 API_KEY_INVALID".to_owned()),
         402 | 429 => (Verdict::Accepted, format!("the provider knows the key, and answers {status} for now")),
         _ => (Verdict::Unreachable, format!("the provider answers {status}, not about the key")),
     };

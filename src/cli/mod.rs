@@ -53,7 +53,7 @@ pub struct Hooks {
     pub tester: fn(&Store, &Arc<Registry>, &Environment) -> KeyTester,
 }
 
-/// The start of a [`Private`] proxy; polled on the command's runtime, where the proxy may also live.
+/// The start of a [`Private`] proxy, which has threads of its own.
 pub type PrivateStart = Pin<Box<dyn Future<Output = Result<Private, Failure>>>>;
 
 /// A proxy of this process, without admin socket and telemetry.
@@ -227,9 +227,7 @@ fn load(cli: &Cli, environment: &Environment) -> Result<Loaded, Unloaded> {
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // A private proxy's workers may be local tasks.
-    tokio::task::LocalSet::new().block_on(&runtime, work)
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 fn print(out: Out, text: &str) -> Result<ExitCode, Failure> {

@@ -68,14 +68,12 @@ struct Http1 {
     idle_since: Nanos,
 }
 
-impl Http1 {
-    /// Moves bytes; true while the connection is open.
-    fn poll_open(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.drive.as_mut().is_some_and(|drive| drive.as_mut().poll(cx).is_ready()) {
-            self.drive = None;
-        }
-        self.drive.is_some()
+/// Moves bytes; true while the connection is open.
+fn poll_open(drive: &mut Option<Pin<Box<Drive>>>, cx: &mut Context<'_>) -> bool {
+    if drive.as_mut().is_some_and(|drive| drive.as_mut().poll(cx).is_ready()) {
+        *drive = None;
     }
+    drive.is_some()
 }
 
 /// A shared HTTP/2 connection; its task ends when the last sender has gone.
@@ -165,7 +163,7 @@ impl Pool {
     pub fn sweep(&self) {
         let oldest = self.oldest();
         let mut cx = Context::from_waker(Waker::noop());
-        lock(&self.http1).retain_mut(|kept| kept.idle_since >= oldest && kept.poll_open(&mut cx));
+        lock(&self.http1).retain_mut(|kept| kept.idle_since >= oldest && poll_open(&mut kept.drive, &mut cx));
         lock(&self.http2).retain(|shared| {
             !shared.sender.is_closed() && (shared.streams.load(Ordering::Relaxed) > 0 || shared.sender.is_ready())
         });
@@ -178,7 +176,7 @@ impl Pool {
         loop {
             let mut kept = lock(&self.http1).pop()?;
             // Sees a close, or bytes nobody asked for, that came while it lay idle.
-            if kept.idle_since >= oldest && kept.poll_open(&mut cx) && kept.sender.is_ready() {
+            if kept.idle_since >= oldest && poll_open(&mut kept.drive, &mut cx) && kept.sender.is_ready() {
                 return Some(kept);
             }
         }
@@ -205,9 +203,7 @@ impl Pool {
         let mut answer = std::pin::pin!(conn.sender.try_send_request(request));
         let drive = &mut conn.drive;
         let sent = std::future::poll_fn(|cx| {
-            if drive.as_mut().is_some_and(|drive| drive.as_mut().poll(cx).is_ready()) {
-                *drive = None;
-            }
+            poll_open(drive, cx);
             answer.as_mut().poll(cx)
         })
         .await;
@@ -330,7 +326,7 @@ impl Received {
         let Some((mut conn, pool)) = lent.take() else { return };
         // The first poll takes in the end of the message, the second finds the connection ready for the next one.
         for _ in 0..2 {
-            if !conn.poll_open(cx) {
+            if !poll_open(&mut conn.drive, cx) {
                 return;
             }
             if conn.sender.is_ready() {
@@ -345,7 +341,7 @@ impl Received {
         if first.is_ready() {
             return first;
         }
-        if !conn.poll_open(cx) {
+        if !poll_open(&mut conn.drive, cx) {
             self.kind = Kind::Http1(None);
         }
         Pin::new(&mut self.incoming).poll_frame(cx)

@@ -59,7 +59,12 @@ pub(super) async fn forward(
         attempt(&candidate, u32::try_from(index + 1).unwrap_or(u32::MAX));
         let mut sent = send(way, request).await;
         let meaning = match &mut sent {
-            Ok(response) if may_be_googles(way, response) => Box::pin(googles(response)).await,
+            Ok(response) if may_be_googles(way.upstream, response) => {
+                match Box::pin(names_bad_key(response, PEEK_TIME)).await {
+                    true => Meaning::KeyRefused,
+                    false => Meaning::Answer,
+                }
+            }
             Ok(response) => by_status(response.status()),
             Err(error) if error.is_unsent() => Meaning::Busy,
             Err(_) => Meaning::Answer,
@@ -107,26 +112,26 @@ fn by_status(status: StatusCode) -> Meaning {
 
 /// Bytes of an error that are looked at.
 const PEEK: usize = 16 * 1024;
+/// What has not come by then is not worth holding the answer back for.
 const PEEK_TIME: Duration = Duration::from_secs(5);
 
-/// Google says 400 of a key it does not know (<https://ai.google.dev/gemini-api/docs/troubleshooting>).
-fn may_be_googles(way: Way<'_>, response: &Response<Received>) -> bool {
-    response.status() == StatusCode::BAD_REQUEST && way.upstream.dialect.name() == GEMINI.name()
+/// True when only the text tells whether the key is refused: Google says 400 of a key it does not know
+/// (<https://ai.google.dev/gemini-api/docs/troubleshooting>).
+#[must_use]
+pub fn may_be_googles(upstream: &Upstream, response: &Response<Received>) -> bool {
+    response.status() == StatusCode::BAD_REQUEST && upstream.dialect.name() == GEMINI.name()
 }
 
-async fn googles(response: &mut Response<Received>) -> Meaning {
+/// True when the text says that the key is not valid. Reads ahead; what has not come within `patience` does not count.
+pub async fn names_bad_key(response: &mut Response<Received>, patience: Duration) -> bool {
     let codings = codings(response.headers().get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok()));
-    // What has not come by then is not worth holding the answer back for.
     let mut seen = Vec::new();
-    let _ = tokio::time::timeout(PEEK_TIME, response.body_mut().peek(&mut seen, PEEK)).await;
+    let _ = tokio::time::timeout(patience, response.body_mut().peek(&mut seen, PEEK)).await;
     let mut clear = Vec::new();
     if let Some(codings) = codings {
         Decoder::new(&codings).feed(&seen, &mut |piece| clear.extend_from_slice(piece));
     }
-    match memchr::memmem::find(&clear, b"API_KEY_INVALID") {
-        Some(_) => Meaning::KeyRefused,
-        None => Meaning::Answer,
-    }
+    memchr::memmem::find(&clear, b"API_KEY_INVALID").is_some()
 }
 
 async fn send(way: Way<'_>, request: Request<Outgoing>) -> Result<Response<Received>, Error> {

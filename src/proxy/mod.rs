@@ -49,6 +49,7 @@ use error::Error;
 use metrics::{Families, ProviderMetrics};
 use settle::{Account, Books};
 
+pub use forward::{may_be_googles, names_bad_key};
 pub use observe::{AnswerBody, Relayed};
 pub use section::{ProxySection, UnknownKeys};
 

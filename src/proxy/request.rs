@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 
 use crate::clock::{Clock, Nanos};
 use crate::net::body::{BoxError, Chunks, Outgoing};
-use crate::provider::request::{Sniffer, sniff};
+use crate::provider::request::{Sniffer, is_multipart, sniff};
 use crate::provider::{Asked, BadRequest, Call};
 use crate::proxy::error::Error;
 use crate::scan::decode::{Coding, Decoder, codings};
@@ -138,14 +138,9 @@ fn form(call: &Call<'_>, headers: &HeaderMap) -> Form {
     match codings(values) {
         None => Form::Opaque,
         Some(coded) if !coded.is_empty() => Form::Coded(coded),
-        Some(_) if call.any_case || is_multipart(headers) => Form::Whole,
+        Some(_) if call.any_case || text(headers, CONTENT_TYPE).is_some_and(is_multipart) => Form::Whole,
         Some(_) => Form::Json,
     }
-}
-
-fn is_multipart(headers: &HeaderMap) -> bool {
-    let start = text(headers, CONTENT_TYPE).and_then(|kind| kind.trim_start().get(..10));
-    start.is_some_and(|start| start.eq_ignore_ascii_case("multipart/"))
 }
 
 fn whole(call: &Call<'_>, headers: &HeaderMap, form: &Form, held: Chunks, bounds: Bounds) -> Result<Read, Error> {

@@ -268,8 +268,8 @@ impl Closed {
         entry.tokens_source = TokensSource::Estimated;
     }
 
-    fn write(mut self) -> Option<Commit> {
-        let open = &mut *self.open;
+    fn write(self) -> Option<Commit> {
+        let mut open = *self.open;
         let now = open.books.clock.now();
         let charged = open.entry.tokens.billable();
         match open.permit.take() {
@@ -288,14 +288,14 @@ impl Closed {
         if open.books.access_log {
             access_line(&open.entry);
         }
-        let books = Arc::clone(&open.books);
+        let ledger = &open.books.ledger;
         // A full queue is counted and logged by the ledger; the answer is not ours to break for it.
-        match books.ledger.durability() {
+        match ledger.durability() {
             Durability::Group => {
-                let _ = books.ledger.record(self.open.entry);
+                let _ = ledger.record(open.entry);
                 None
             }
-            Durability::Sync => books.ledger.record_sync(self.open.entry).ok(),
+            Durability::Sync => ledger.record_sync(open.entry).ok(),
         }
     }
 }

@@ -64,11 +64,8 @@ struct Selected {
     upgrade: Option<OnUpgrade>,
 }
 
-/// Step 4: there is room for it; the account holds its permit.
-struct Admitted {
-    selected: Box<Selected>,
-    account: Account,
-}
+/// Step 4: there is room for it; the trail's account holds its permit.
+struct Admitted(Box<Selected>);
 
 impl Proxy {
     /// All of them. `trail` learns what a refusal needs.
@@ -190,8 +187,7 @@ impl Proxy {
         admitted: Admitted,
         trail: &mut Trail,
     ) -> Result<Response<AnswerBody>, Error> {
-        let Admitted { selected, account } = admitted;
-        trail.account = account;
+        let Admitted(selected) = admitted;
         let Selected { parts, lane, call, target, taken, asked, candidates, waited, upgrade, .. } = *selected;
         let is_stream = call.is_stream(&asked);
         drop(asked);
@@ -274,7 +270,7 @@ fn admit(now: Nanos, selected: Box<Selected>, trail: &mut Trail) -> Result<Admit
     };
     let permit = admit::admit(&selected.caller, estimate, now)?;
     trail.account.hold(permit);
-    Ok(Admitted { selected, account: std::mem::take(&mut trail.account) })
+    Ok(Admitted(selected))
 }
 
 /// The entry as far as it is known before the answer.

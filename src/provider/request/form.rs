@@ -10,12 +10,20 @@ use super::{Asked, BadRequest, VALUE_CAP};
 /// Longest head of a part that is read.
 const HEAD_CAP: usize = 8 * 1024;
 
+/// True for a multipart content type, which is read in one piece.
+#[must_use]
+pub fn is_multipart(content_type: &str) -> bool {
+    const KIND: &str = "multipart/";
+    let start = content_type.trim_start().get(..KIND.len());
+    start.is_some_and(|start| start.eq_ignore_ascii_case(KIND))
+}
+
 /// The boundary of a multipart content type; `None` for other types.
 pub(super) fn boundary(content_type: &str) -> Result<Option<String>, BadRequest> {
-    let (kind, params) = content_type.split_once(';').unwrap_or((content_type, ""));
-    if !kind.trim().to_ascii_lowercase().starts_with("multipart/") {
+    if !is_multipart(content_type) {
         return Ok(None);
     }
+    let (_, params) = content_type.split_once(';').unwrap_or((content_type, ""));
     let mut found = parameters(params).filter(|(name, _)| name.eq_ignore_ascii_case("boundary"));
     match (found.next(), found.next()) {
         (Some((_, boundary)), None) if !boundary.is_empty() && boundary.len() <= 200 => Ok(Some(boundary)),

@@ -20,6 +20,8 @@ use super::{Call, ModelRule};
 use crate::scan::json::{Event, Head, Kind, Paths, Scanner, Tag, Want};
 use crate::tally::Wire;
 
+pub use form::is_multipart;
+
 /// Longest model's name, and number, that is read.
 const VALUE_CAP: usize = 1024;
 
