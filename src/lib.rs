@@ -22,7 +22,7 @@
 //! | layer | modules | what it knows |
 //! |---|---|---|
 //! | words | [`clock`], [`id`], [`metrics`], [`secret`], [`unit`](mod@unit) | time, names, figures |
-//! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`scan`], [`tokens`] | one thing each, no I/O |
+//! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |
 //! | planes | [`proxy`], [`control`] | requests of apps, requests of operators |
@@ -42,6 +42,7 @@ pub mod unit;
 
 pub mod entry;
 pub mod limit;
+pub mod plan;
 pub mod provider_key;
 pub mod scan;
 pub mod tokens;

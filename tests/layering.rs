@@ -17,6 +17,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("scan", 10),
     ("tokens", 10),
     ("limit", 11),
+    ("plan", 11),
     ("tally", 20),
     ("provider", 21),
     ("storage", 30),

@@ -38,16 +38,25 @@ pub(super) enum Tree {
     Counters,
     Limits,
     Ledger,
+    Named,
 }
 
 impl Tree {
-    pub(super) const ALL: [Self; 7] =
-        [Self::Meta, Self::VirtualKeys, Self::ProviderKeys, Self::Secrets, Self::Counters, Self::Limits, Self::Ledger];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Meta,
+        Self::VirtualKeys,
+        Self::ProviderKeys,
+        Self::Secrets,
+        Self::Counters,
+        Self::Limits,
+        Self::Ledger,
+        Self::Named,
+    ];
     /// All but the ledger: what the recovery file holds.
-    pub(super) const SMALL: [Self; 6] =
-        [Self::Meta, Self::VirtualKeys, Self::ProviderKeys, Self::Secrets, Self::Counters, Self::Limits];
-    /// Changed together, by an operator, and covered by the manifest.
-    pub(super) const RECORDS: [Self; 3] = [Self::VirtualKeys, Self::ProviderKeys, Self::Secrets];
+    pub(super) const SMALL: [Self; 7] =
+        [Self::Meta, Self::VirtualKeys, Self::ProviderKeys, Self::Secrets, Self::Counters, Self::Limits, Self::Named];
+    /// Changed together, by an operator, and covered by the manifest: its form has their sums in this order.
+    pub(super) const RECORDS: [Self; 4] = [Self::VirtualKeys, Self::ProviderKeys, Self::Secrets, Self::Named];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -55,6 +64,7 @@ impl Tree {
             Self::Ledger => "ledger",
             Self::Limits => "tat",
             Self::Meta => "meta",
+            Self::Named => "named",
             Self::ProviderKeys => "provider_keys",
             Self::Secrets => "secrets",
             Self::VirtualKeys => "virtual_keys",

@@ -2,18 +2,45 @@
 //!
 //! Owns the messages. Leaves exit statuses to `cli` and answers to `control`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::id::{KeyId, NoRandomness};
 
 use super::engine::EngineError;
 use super::master::MasterKeyError;
+use super::named::Kind;
 use super::vault::VaultError;
 
 /// The queue is full, or the store closed: the entry is not recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the ledger's queue is full")]
 pub struct QueueFull;
+
+/// Which record an error is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordId {
+    /// A virtual key or a provider key.
+    Key(KeyId),
+    /// A record of this kind and name.
+    Named(Kind, Arc<str>),
+}
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(id) => fmt::Display::fmt(id, f),
+            Self::Named(kind, name) => write!(f, "{} {name:?}", kind.as_str()),
+        }
+    }
+}
+
+impl From<KeyId> for RecordId {
+    fn from(id: KeyId) -> Self {
+        Self::Key(id)
+    }
+}
 
 /// What can go wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +63,7 @@ pub enum StoreError {
     #[error("{id} was changed meanwhile: its version is {current}")]
     Conflict {
         /// The record.
-        id: KeyId,
+        id: RecordId,
         /// Its version now.
         current: u64,
     },
@@ -52,7 +79,7 @@ pub enum StoreError {
     #[error("{id} exists already")]
     Exists {
         /// The record.
-        id: KeyId,
+        id: RecordId,
     },
     /// A file could not be read or written.
     #[error("{what} {path}: {source}", path = path.display())]
@@ -107,7 +134,7 @@ pub enum StoreError {
     #[error("{id} does not exist")]
     NotFound {
         /// The record.
-        id: KeyId,
+        id: RecordId,
     },
     /// The operating system gives no randomness.
     #[error(transparent)]
@@ -116,7 +143,7 @@ pub enum StoreError {
     #[error("the record of {id} takes {bytes} bytes, {max} are the most; shorten its lists or metadata")]
     TooLarge {
         /// The record.
-        id: KeyId,
+        id: RecordId,
         /// How long it is.
         bytes: usize,
         /// How long it may be.

@@ -3,7 +3,8 @@
 //! Owns the `meta` tree and the manifest that notices lost rows. Leaves opening files to `storage::engine`, and what
 //! to do about damage to `storage::recover`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,13 +20,14 @@ use super::checksum::Checksum;
 use super::counters::{AS_OF, AsOf, Counted, counted, read_saved};
 use super::engine::{Change, Engine, EngineError, Tree, guarded};
 use super::journal::Frame;
+use super::named::{Kind, NamedState};
 use super::records::{checksum, open_row, read_record};
 use super::snapshot::SavedStats;
 use super::tail::{BlocksEnd, Tail};
 use super::vault::{Place, Vault, VaultError};
 
 /// The version of the whole store: what is newer than this program is refused.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 const FORMAT_KEY: &[u8] = b"format";
 const MASTER_KEY: &[u8] = b"master";
@@ -57,7 +59,14 @@ impl Manifest {
 
     fn read(vault: &Vault, row: &[u8]) -> Result<Self, LoadError> {
         let plain = vault.open(meta(MANIFEST_KEY), row)?;
-        postcard::from_bytes(&plain).map_err(|_| LoadError::Damaged("the manifest cannot be read".to_owned()))
+        let read = postcard::from_bytes(&plain).or_else(|_| {
+            // Format 1 had no tree of named records.
+            let (generation, first): (u64, [Checksum; 3]) = postcard::from_bytes(&plain)?;
+            let mut sums = [Checksum::default(); Tree::RECORDS.len()];
+            sums[..first.len()].copy_from_slice(&first);
+            Ok(Self { generation, sums })
+        });
+        read.map_err(|_: postcard::Error| LoadError::Damaged("the manifest cannot be read".to_owned()))
     }
 }
 
@@ -103,6 +112,7 @@ pub(super) struct Loaded {
     pub(super) manifest: Manifest,
     pub(super) virtual_keys: Vec<VirtualKey>,
     pub(super) provider_keys: Vec<(ProviderKey, Option<Secret>)>,
+    pub(super) named: BTreeMap<(Kind, Arc<str>), NamedState>,
     /// Counters as they lie on disk.
     pub(super) saved: HashMap<Counted, SavedStats>,
     /// Counters that entries have been added to since, as of [`Tail::next_seq`].
@@ -134,6 +144,8 @@ pub(super) fn load(engine: &Engine, vault: &Vault, journal: &[Frame]) -> Result<
     let virtual_keys = rows(Tree::VirtualKeys, &mut manifest)?;
     let provider_keys = rows(Tree::ProviderKeys, &mut manifest)?;
     let secrets: HashMap<_, _> = rows(Tree::Secrets, &mut manifest)?.into_iter().collect();
+    let named = rows(Tree::Named, &mut manifest)?;
+    let named = named.iter().map(|(key, row)| read_named(vault, key, row)).collect::<Result<_, _>>()?;
 
     let read = |(key, row): &(sled::IVec, sled::IVec)| read_record(vault, Tree::VirtualKeys, key, row);
     let virtual_keys = virtual_keys.iter().map(read).collect::<Result<_, _>>()?;
@@ -161,6 +173,7 @@ pub(super) fn load(engine: &Engine, vault: &Vault, journal: &[Frame]) -> Result<
         manifest,
         virtual_keys,
         provider_keys,
+        named,
         saved,
         replayed,
         as_of,
@@ -170,12 +183,26 @@ pub(super) fn load(engine: &Engine, vault: &Vault, journal: &[Frame]) -> Result<
     }))
 }
 
+fn read_named(vault: &Vault, key: &[u8], row: &[u8]) -> Result<((Kind, Arc<str>), NamedState), LoadError> {
+    let (version, json) = open_row(vault, Tree::Named, key, row)?;
+    let read = Kind::of_row_key(key).and_then(|(kind, name)| {
+        let value = kind.decode(&json)?;
+        Some(((kind, name), NamedState { version, value }))
+    });
+    read.ok_or_else(|| LoadError::Damaged(format!("the record {:?} cannot be read", String::from_utf8_lossy(key))))
+}
+
+/// The row that raises a store of an earlier format to this one.
+pub(super) fn format_row() -> Change {
+    Change { tree: Tree::Meta, key: FORMAT_KEY.to_vec(), value: Some(FORMAT.to_be_bytes().to_vec()) }
+}
+
 /// The rows that make an empty store one of ours.
 pub(super) fn first_rows(vault: &Vault, digest_key: &DigestKey) -> Result<Vec<Change>, StoreError> {
     let row = |key: &[u8], value| Change { tree: Tree::Meta, key: key.to_vec(), value: Some(value) };
     let manifest = Manifest { generation: 1, ..Manifest::default() };
     Ok(vec![
-        row(FORMAT_KEY, FORMAT.to_be_bytes().to_vec()),
+        format_row(),
         row(MASTER_KEY, vault.fingerprint().to_vec()),
         row(DIGEST_KEY, vault.seal(meta(DIGEST_KEY), digest_key.expose())?),
         manifest.to_change(vault)?,
@@ -273,4 +300,22 @@ fn replay(
 
 fn key_id(key: &[u8]) -> Option<KeyId> {
     Some(KeyId::from_bytes(key.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::master::MasterKey;
+    use super::*;
+
+    #[test]
+    fn a_manifest_of_format_1_is_read() {
+        let vault = Vault::new(&MasterKey::from_bytes([7; 32])).unwrap();
+        let sum = Checksum::of(&[1; 32], [(&b"k"[..], &b"v"[..])].into_iter());
+        let plain = postcard::to_stdvec(&(7_u64, [sum, Checksum::default(), sum])).unwrap();
+        let manifest = Manifest::read(&vault, &vault.seal(meta(MANIFEST_KEY), &plain).unwrap()).unwrap();
+        let want = Manifest { generation: 7, sums: [sum, Checksum::default(), sum, Checksum::default()] };
+        assert_eq!(manifest, want);
+        let row = want.to_change(&vault).unwrap().value.unwrap();
+        assert_eq!(Manifest::read(&vault, &row).unwrap(), want);
+    }
 }

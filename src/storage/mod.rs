@@ -16,7 +16,7 @@
 //! | `engine` | sled and the guards it needs |
 //! | `vault`, `master` | sealed envelopes, and the master key they hang on |
 //! | `load`, `recover`, `lock`, `backup` | opening, damage, one owner, files to keep |
-//! | `records`, `snapshot` | changes of keys, and the view of them |
+//! | `records`, `named`, `snapshot` | changes of keys and of named records, and the view of them |
 //! | `ledger`, `journal`, `tail`, `block`, `query`, `counters` | entries: in, safe, packed, out, summed |
 //! | `reference` | secrets that lie elsewhere |
 //! | `shared`, `writer` | the queue and the thread behind it |
@@ -32,6 +32,7 @@ mod ledger;
 mod load;
 mod lock;
 mod master;
+mod named;
 mod query;
 mod records;
 mod recover;
@@ -44,7 +45,7 @@ mod tests;
 mod vault;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,14 +64,16 @@ use crate::virtual_key::{DigestKey, VirtualKey};
 use counters::Counted;
 use journal::Journal;
 use lock::{DirLock, prepare_dir};
+use named::Record;
 use records::{Request, Stored};
 use recover::{Layout, Opened};
 use shared::{Command, Handle, Shared};
 use writer::{Parts, Writer};
 
-pub use error::{QueueFull, StoreError};
+pub use error::{QueueFull, RecordId, StoreError};
 pub use ledger::{Commit, Ledger};
 pub use master::{MasterKey, MasterKeyError, MasterKeyInputs, MasterKeySource};
+pub use named::{Kind, Named, NamedState};
 pub use query::{BadDimension, Cursor, Dimension, LedgerFilter, Page, UsageGroup, UsageReport, UsageTotals};
 pub use reference::{ReferenceError, References};
 pub use snapshot::{EnvironmentKey, KeyState, KeyStats, ProviderKeyState, ProviderKeyStats, Snapshot};
@@ -296,6 +299,26 @@ impl Store {
         self.change(Request::DeleteProviderKey(id, expected)).await.map(drop)
     }
 
+    /// Adds or replaces a named record; gives its new version. With `expected` only over that version, 0 being none.
+    ///
+    /// # Errors
+    /// When `expected` does not hold, the record is too long, or the store is not available.
+    pub async fn put_named<T: Named>(&self, record: T, expected: Option<u64>) -> Result<(Arc<T>, u64), StoreError> {
+        let record = Record::new(record)?;
+        match self.change(Request::PutNamed(record, expected)).await? {
+            Stored::Named(state) => state.value::<T>().map(|value| (value, state.version)).ok_or(StoreError::Closed),
+            Stored::Nothing | Stored::ProviderKey(_) | Stored::VirtualKey(_) => Err(StoreError::Closed),
+        }
+    }
+
+    /// Removes a named record, if `expected` is given only at this version.
+    ///
+    /// # Errors
+    /// When there is none, it was changed meanwhile, or the store is not available.
+    pub async fn delete_named<T: Named>(&self, name: &str, expected: Option<u64>) -> Result<(), StoreError> {
+        self.change(Request::DeleteNamed(T::KIND, Arc::from(name), expected)).await.map(drop)
+    }
+
     /// Notes what the request path learned of a stored provider key; never waits, and a failure is only logged.
     /// `reason` is shown to operators: it must be redacted.
     pub fn mark_provider_key(&self, id: KeyId, status: provider_key::Status, reason: Option<String>) {
@@ -336,14 +359,14 @@ impl Store {
     async fn virtual_key_change(&self, request: Request) -> Result<Arc<KeyState>, StoreError> {
         match self.change(request).await? {
             Stored::VirtualKey(state) => Ok(state),
-            Stored::Nothing | Stored::ProviderKey(_) => Err(StoreError::Closed),
+            Stored::Named(_) | Stored::Nothing | Stored::ProviderKey(_) => Err(StoreError::Closed),
         }
     }
 
     async fn provider_key_change(&self, request: Request) -> Result<Arc<ProviderKeyState>, StoreError> {
         match self.change(request).await? {
             Stored::ProviderKey(state) => Ok(state),
-            Stored::Nothing | Stored::VirtualKey(_) => Err(StoreError::Closed),
+            Stored::Named(_) | Stored::Nothing | Stored::VirtualKey(_) => Err(StoreError::Closed),
         }
     }
 }
@@ -417,6 +440,7 @@ fn first_snapshot(opened: &mut Opened, environment_keys: Vec<EnvironmentKey>, cl
         loaded.manifest.generation,
         std::mem::take(&mut loaded.virtual_keys),
         std::mem::take(&mut loaded.provider_keys),
+        std::mem::take(&mut loaded.named),
         None,
     );
     let (now, wall_ms) = (clock.now(), clock.wall_ms());
@@ -442,9 +466,11 @@ fn build_snapshot(
     generation: u64,
     virtual_keys: Vec<VirtualKey>,
     provider_keys: Vec<(ProviderKey, Option<Secret>)>,
+    named: BTreeMap<(Kind, Arc<str>), NamedState>,
     before: Option<&Snapshot>,
 ) -> Snapshot {
     let mut snapshot = Snapshot::new(digest_key, generation);
+    snapshot.named = named;
     for record in virtual_keys {
         let known = before.and_then(|before| before.virtual_key(record.id));
         let state = KeyState::new(record, known.map(|state| &**state));

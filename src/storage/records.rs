@@ -16,25 +16,27 @@ use crate::provider_key::{self, Origin, ProviderKey};
 use crate::secret::Secret;
 use crate::virtual_key::VirtualKey;
 
-use super::StoreError;
 use super::checksum::Checksum;
 use super::engine::{Change, Engine, MAX_VALUE, Tree};
 use super::load::Manifest;
+use super::named::{Kind, NamedState, Record};
 use super::snapshot::{KeyState, ProviderKeyState, Snapshot};
 use super::vault::{Place, Vault, VaultError};
+use super::{RecordId, StoreError};
 
 const ROW_VERSION: u8 = 1;
 const ROW_HEAD: usize = 9;
 
 /// A change an operator, or the request path, asks for.
 #[derive(Debug)]
-#[expect(clippy::enum_variant_names, reason = "a change names which of the two kinds of key it is about")]
 pub(super) enum Request {
     CreateProviderKey(ProviderKey, Option<Secret>),
     CreateVirtualKey(VirtualKey),
+    DeleteNamed(Kind, Arc<str>, Option<u64>),
     DeleteProviderKey(KeyId, Option<u64>),
     DeleteVirtualKey(KeyId, Option<u64>),
     MarkProviderKey(KeyId, provider_key::Status, Option<String>),
+    PutNamed(Record, Option<u64>),
     UpdateProviderKey(ProviderKey, u64, Option<Secret>),
     UpdateVirtualKey(VirtualKey, u64),
 }
@@ -42,6 +44,7 @@ pub(super) enum Request {
 /// What a change left in the store.
 #[derive(Debug)]
 pub(super) enum Stored {
+    Named(NamedState),
     Nothing,
     ProviderKey(Arc<ProviderKeyState>),
     VirtualKey(Arc<KeyState>),
@@ -70,15 +73,16 @@ impl<'a> Edit<'a> {
             Request::CreateProviderKey(record, secret) => self.create_provider_key(record, secret),
             Request::CreateVirtualKey(record) => {
                 if self.snapshot.virtual_key(record.id).is_some() {
-                    return Err(StoreError::Exists { id: record.id });
+                    return Err(StoreError::Exists { id: record.id.into() });
                 }
                 self.put_virtual_key(VirtualKey { version: 1, ..record })
             }
+            Request::DeleteNamed(kind, name, expected) => self.delete_named(kind, &name, expected),
             Request::DeleteProviderKey(id, expected) => self.delete_provider_key(id, expected),
             Request::DeleteVirtualKey(id, expected) => {
-                let state = self.snapshot.virtual_key(id).ok_or(StoreError::NotFound { id })?;
+                let state = self.snapshot.virtual_key(id).ok_or_else(|| StoreError::NotFound { id: id.into() })?;
                 check_version(id, state.record.version, expected)?;
-                self.remove_row(Tree::VirtualKeys, id)?;
+                self.remove_row(Tree::VirtualKeys, id.as_bytes())?;
                 self.snapshot.virtual_keys.remove(&id);
                 self.gone.push(id);
                 Ok(Stored::Nothing)
@@ -91,10 +95,11 @@ impl<'a> Edit<'a> {
                 }
                 self.update_provider_key(ProviderKey { status, last_error, ..record }, version, None)
             }
+            Request::PutNamed(record, expected) => self.put_named(record, expected),
             Request::UpdateProviderKey(record, expected, secret) => self.update_provider_key(record, expected, secret),
             Request::UpdateVirtualKey(record, expected) => {
                 let id = record.id;
-                let state = self.snapshot.virtual_key(id).ok_or(StoreError::NotFound { id })?;
+                let state = self.snapshot.virtual_key(id).ok_or_else(|| StoreError::NotFound { id: id.into() })?;
                 check_version(id, state.record.version, Some(expected))?;
                 self.put_virtual_key(VirtualKey { version: expected + 1, ..record })
             }
@@ -112,7 +117,7 @@ impl<'a> Edit<'a> {
     fn put_virtual_key(&mut self, record: VirtualKey) -> Result<Stored, StoreError> {
         let id = record.id;
         let value = record_row(self.vault, Tree::VirtualKeys, id, record.version, &record)?;
-        self.put_row(Tree::VirtualKeys, id, value)?;
+        self.put_row(Tree::VirtualKeys, id.as_bytes(), value)?;
         let before = self.snapshot.virtual_keys.get(&id).map(|state| &**state);
         let state = Arc::new(KeyState::new(record, before));
         self.snapshot.virtual_keys.insert(id, state.clone());
@@ -122,7 +127,7 @@ impl<'a> Edit<'a> {
     fn create_provider_key(&mut self, record: ProviderKey, secret: Option<Secret>) -> Result<Stored, StoreError> {
         let id = record.id;
         if self.snapshot.provider_key(id).is_some() {
-            return Err(StoreError::Exists { id });
+            return Err(StoreError::Exists { id: id.into() });
         }
         self.put_provider_key(ProviderKey { version: 1, ..record }, secret)
     }
@@ -155,13 +160,20 @@ impl<'a> Edit<'a> {
         }
         let value = record_row(self.vault, Tree::ProviderKeys, id, record.version, &record)?;
         let sealed = match &secret {
-            Some(secret) => Some(seal_row(self.vault, Tree::Secrets, id, record.version, secret.expose().as_bytes())?),
+            Some(secret) => Some(seal_row(
+                self.vault,
+                Tree::Secrets,
+                id.into(),
+                id.as_bytes(),
+                record.version,
+                secret.expose().as_bytes(),
+            )?),
             None => None,
         };
-        self.put_row(Tree::ProviderKeys, id, value)?;
+        self.put_row(Tree::ProviderKeys, id.as_bytes(), value)?;
         match sealed {
-            Some(sealed) => self.put_row(Tree::Secrets, id, sealed)?,
-            None => self.remove_row(Tree::Secrets, id)?,
+            Some(sealed) => self.put_row(Tree::Secrets, id.as_bytes(), sealed)?,
+            None => self.remove_row(Tree::Secrets, id.as_bytes())?,
         }
         let before = self.snapshot.provider_key(id).cloned();
         let state = Arc::new(ProviderKeyState::stored(record, secret, before.as_deref()));
@@ -172,8 +184,8 @@ impl<'a> Edit<'a> {
     fn delete_provider_key(&mut self, id: KeyId, expected: Option<u64>) -> Result<Stored, StoreError> {
         let state = self.stored_provider_key(id)?;
         check_version(id, state.record.version, expected)?;
-        self.remove_row(Tree::ProviderKeys, id)?;
-        self.remove_row(Tree::Secrets, id)?;
+        self.remove_row(Tree::ProviderKeys, id.as_bytes())?;
+        self.remove_row(Tree::Secrets, id.as_bytes())?;
         self.snapshot.remove_provider_key(id);
         self.gone.push(id);
         Ok(Stored::Nothing)
@@ -181,42 +193,72 @@ impl<'a> Edit<'a> {
 
     fn stored_provider_key(&self, id: KeyId) -> Result<Arc<ProviderKeyState>, StoreError> {
         let state = self.snapshot.provider_key(id).filter(|state| !state.environment);
-        state.cloned().ok_or(StoreError::NotFound { id })
+        state.cloned().ok_or_else(|| StoreError::NotFound { id: id.into() })
     }
 
-    fn put_row(&mut self, tree: Tree, id: KeyId, value: Vec<u8>) -> Result<(), StoreError> {
-        self.note_old(tree, id)?;
-        if let Some(sum) = self.manifest.sum_mut(tree) {
-            sum.add(self.vault.checksum_key(), id.as_bytes(), &value);
+    /// Adds a record, or replaces one: without `expected` whatever is there, with 0 nothing, else this version of it.
+    fn put_named(&mut self, record: Record, expected: Option<u64>) -> Result<Stored, StoreError> {
+        let Record { kind, name, json, value } = record;
+        let before = self.snapshot.named.get(&(kind, name.clone())).map(|state| state.version);
+        let id = || RecordId::Named(kind, name.clone());
+        match (before, expected) {
+            (Some(_), Some(0)) => return Err(StoreError::Exists { id: id() }),
+            (None, Some(1..)) => return Err(StoreError::NotFound { id: id() }),
+            (before, expected) => check_version(id(), before.unwrap_or(0), expected)?,
         }
-        self.changes.push(Change { tree, key: id.as_bytes().to_vec(), value: Some(value) });
+        let version = before.unwrap_or(0) + 1;
+        let key = kind.row_key(&name);
+        let row = seal_row(self.vault, Tree::Named, id(), &key, version, &json)?;
+        self.put_row(Tree::Named, &key, row)?;
+        let state = NamedState { version, value };
+        self.snapshot.named.insert((kind, name), state.clone());
+        Ok(Stored::Named(state))
+    }
+
+    fn delete_named(&mut self, kind: Kind, name: &Arc<str>, expected: Option<u64>) -> Result<Stored, StoreError> {
+        let id = RecordId::Named(kind, name.clone());
+        let Some(state) = self.snapshot.named.get(&(kind, name.clone())) else {
+            return Err(StoreError::NotFound { id });
+        };
+        check_version(id, state.version, expected)?;
+        self.remove_row(Tree::Named, &kind.row_key(name))?;
+        self.snapshot.named.remove(&(kind, name.clone()));
+        Ok(Stored::Nothing)
+    }
+
+    fn put_row(&mut self, tree: Tree, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {
+        self.note_old(tree, key)?;
+        if let Some(sum) = self.manifest.sum_mut(tree) {
+            sum.add(self.vault.checksum_key(), key, &value);
+        }
+        self.changes.push(Change { tree, key: key.to_vec(), value: Some(value) });
         Ok(())
     }
 
-    fn remove_row(&mut self, tree: Tree, id: KeyId) -> Result<(), StoreError> {
-        if self.note_old(tree, id)? {
-            self.changes.push(Change { tree, key: id.as_bytes().to_vec(), value: None });
+    fn remove_row(&mut self, tree: Tree, key: &[u8]) -> Result<(), StoreError> {
+        if self.note_old(tree, key)? {
+            self.changes.push(Change { tree, key: key.to_vec(), value: None });
         }
         Ok(())
     }
 
     /// Takes the row that is there, or was put by an earlier change of this commit, out of the checksum.
-    fn note_old(&mut self, tree: Tree, id: KeyId) -> Result<bool, StoreError> {
-        let earlier = self.changes.iter().rev().find(|change| change.tree == tree && change.key == id.as_bytes());
+    fn note_old(&mut self, tree: Tree, key: &[u8]) -> Result<bool, StoreError> {
+        let earlier = self.changes.iter().rev().find(|change| change.tree == tree && change.key == key);
         let old = match earlier {
             Some(change) => change.value.clone(),
-            None => self.engine.read(tree, id.as_bytes())?.map(|value| value.to_vec()),
+            None => self.engine.read(tree, key)?.map(|value| value.to_vec()),
         };
         if let (Some(old), Some(sum)) = (&old, self.manifest.sum_mut(tree)) {
-            sum.remove(self.vault.checksum_key(), id.as_bytes(), old);
+            sum.remove(self.vault.checksum_key(), key, old);
         }
         Ok(old.is_some())
     }
 }
 
-fn check_version(id: KeyId, current: u64, expected: Option<u64>) -> Result<(), StoreError> {
+fn check_version(id: impl Into<RecordId>, current: u64, expected: Option<u64>) -> Result<(), StoreError> {
     match expected {
-        Some(expected) if expected != current => Err(StoreError::Conflict { id, current }),
+        Some(expected) if expected != current => Err(StoreError::Conflict { id: id.into(), current }),
         _ => Ok(()),
     }
 }
@@ -229,14 +271,21 @@ fn record_row<T: Serialize>(
     record: &T,
 ) -> Result<Vec<u8>, StoreError> {
     let json = serde_json::to_vec(record).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-    seal_row(vault, tree, id, version, &json)
+    seal_row(vault, tree, id.into(), id.as_bytes(), version, &json)
 }
 
-fn seal_row(vault: &Vault, tree: Tree, id: KeyId, version: u64, plain: &[u8]) -> Result<Vec<u8>, StoreError> {
+fn seal_row(
+    vault: &Vault,
+    tree: Tree,
+    id: RecordId,
+    key: &[u8],
+    version: u64,
+    plain: &[u8],
+) -> Result<Vec<u8>, StoreError> {
     let mut row = Vec::with_capacity(ROW_HEAD + super::vault::OVERHEAD + plain.len());
     row.push(ROW_VERSION);
     row.extend_from_slice(&version.to_be_bytes());
-    row.extend(vault.seal(Place { tree: tree.name(), id: id.as_bytes(), version }, plain)?);
+    row.extend(vault.seal(Place { tree: tree.name(), id: key, version }, plain)?);
     if row.len() > MAX_VALUE {
         let max = MAX_VALUE - ROW_HEAD - super::vault::OVERHEAD;
         return Err(StoreError::TooLarge { id, bytes: plain.len(), max });

@@ -17,7 +17,7 @@ use super::backup;
 use super::block::{BlockKey, Unpacker};
 use super::engine::{Engine, EngineError, Tree, guarded};
 use super::journal::Frame;
-use super::load::{FORMAT, LoadError, Loaded, first_rows, load};
+use super::load::{FORMAT, LoadError, Loaded, first_rows, format_row, load};
 use super::lock::prepare_dir;
 use super::tail::{BlocksEnd, Rows, Tail};
 use super::vault::Vault;
@@ -77,7 +77,9 @@ pub(super) fn open(layout: &Layout, vault: &Vault, journal: &[Frame], now_ms: u6
         return Err(StoreError::TooNew { dir: layout.dir.clone(), found, known: FORMAT });
     }
     let opened = open_or_recover(layout, vault, journal, now_ms, format.is_none())?;
-    if format.is_none() {
+    if format != Some(FORMAT) {
+        // An earlier version must not write to what it cannot read; the file comes last, so that this is tried again.
+        opened.engine.commit(&[format_row()])?;
         write_format(layout)?;
     }
     Ok(opened)

@@ -3,7 +3,7 @@
 //! Owns [`Snapshot`] and the run-time state that hangs on each key and outlives changes of its record. Leaves
 //! replacing it to the writer, and deciding by it to `proxy`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,12 +18,15 @@ use crate::provider_key::{Origin, ProviderKey, Status};
 use crate::secret::Secret;
 use crate::virtual_key::{DigestKey, VirtualKey};
 
+use super::named::{Kind, Named, NamedState};
+
 /// Everything the request path needs, as of one moment. Never changed in place, but for the atomics in it.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub(super) virtual_keys: HashMap<KeyId, Arc<KeyState>>,
     provider_keys: HashMap<String, Vec<Arc<ProviderKeyState>>>,
     provider_keys_by_id: HashMap<KeyId, Arc<ProviderKeyState>>,
+    pub(super) named: BTreeMap<(Kind, Arc<str>), NamedState>,
     pub(super) digest_key: DigestKey,
     pub(super) generation: u64,
 }
@@ -34,6 +37,7 @@ impl Snapshot {
             virtual_keys: HashMap::new(),
             provider_keys: HashMap::new(),
             provider_keys_by_id: HashMap::new(),
+            named: BTreeMap::new(),
             digest_key,
             generation,
         }
@@ -65,6 +69,20 @@ impl Snapshot {
     #[must_use]
     pub fn provider_key(&self, id: KeyId) -> Option<&Arc<ProviderKeyState>> {
         self.provider_keys_by_id.get(&id)
+    }
+
+    /// The record of this name, and its version.
+    #[must_use]
+    pub fn named<T: Named>(&self, name: &str) -> Option<(Arc<T>, u64)> {
+        let state = self.named.get(&(T::KIND, Arc::from(name)))?;
+        Some((state.value::<T>()?, state.version))
+    }
+
+    /// All records of this kind by name, with their versions.
+    pub fn all_named<T: Named>(&self) -> impl Iterator<Item = (Arc<T>, u64)> {
+        let from = (T::KIND, Arc::from(""));
+        let of_kind = self.named.range(from..).take_while(|((kind, _), _)| *kind == T::KIND);
+        of_kind.filter_map(|(_, state)| Some((state.value::<T>()?, state.version)))
     }
 
     /// What presented virtual keys are digested with.

@@ -12,6 +12,7 @@ use super::block::tests::entry;
 use super::*;
 use crate::entry::Entry;
 use crate::id::{KeySource, Owner};
+use crate::plan::Plan;
 use crate::provider_key::Origin;
 use crate::virtual_key::Limits;
 
@@ -143,6 +144,37 @@ async fn changes_are_refused_with_their_reason() {
 }
 
 #[tokio::test]
+async fn named_records_have_names_and_versions() {
+    let plan = |name: &str, rpm| Plan {
+        name: name.into(),
+        limits: Limits { rpm: Some(rpm), ..Limits::default() },
+        ..Plan::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    assert_eq!(store.put_named(plan("free", 1), Some(0)).await.unwrap().1, 1);
+    assert!(matches!(store.put_named(plan("free", 2), Some(0)).await, Err(StoreError::Exists { .. })));
+    assert!(matches!(store.put_named(plan("free", 2), Some(7)).await, Err(StoreError::Conflict { current: 1, .. })));
+    assert!(matches!(store.put_named(plan("none", 2), Some(7)).await, Err(StoreError::NotFound { .. })));
+    assert_eq!(store.put_named(plan("free", 3), Some(1)).await.unwrap().1, 2);
+    assert_eq!(store.put_named(plan("team", 4), None).await.unwrap().1, 1);
+    store.put_named(plan("gone", 5), None).await.unwrap();
+    assert!(matches!(store.delete_named::<Plan>("gone", Some(2)).await, Err(StoreError::Conflict { .. })));
+    store.delete_named::<Plan>("gone", Some(1)).await.unwrap();
+    let missing = store.delete_named::<Plan>("gone", None).await.unwrap_err();
+    assert_eq!(missing.to_string(), "plan \"gone\" does not exist");
+    let long = Plan { models: vec!["m".repeat(50); 100], ..plan("free", 1) };
+    assert!(matches!(store.put_named(long, None).await, Err(StoreError::TooLarge { .. })));
+    drop(store);
+
+    let store = open(&dir);
+    let kept: Vec<_> = store.snapshot().all_named::<Plan>().map(|(plan, version)| (plan.limits.rpm, version)).collect();
+    assert_eq!(kept, [(Some(3), 2), (Some(4), 1)]);
+    assert_eq!(*store.snapshot().named::<Plan>("free").unwrap().0, plan("free", 3));
+    assert_eq!(store.health().recovered, None);
+}
+
+#[tokio::test]
 async fn run_time_state_outlives_a_change() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
@@ -190,10 +222,10 @@ async fn the_wrong_master_key_changes_nothing() {
     let master = MasterKeyInputs { value, ..MasterKeyInputs::default() };
     let wrong = Store::open(StoreOptions { master, ..options(dir.path()) });
     assert!(matches!(wrong, Err(StoreError::WrongMaster { .. })));
-    fs::write(dir.path().join("format"), "2\n").unwrap();
+    fs::write(dir.path().join("format"), "3\n").unwrap();
     fs::write(&master_key, kept).unwrap();
     fs::set_permissions(&master_key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    assert!(matches!(Store::open(options(dir.path())), Err(StoreError::TooNew { found: 2, known: 1, .. })));
+    assert!(matches!(Store::open(options(dir.path())), Err(StoreError::TooNew { found: 3, known: 2, .. })));
     fs::write(dir.path().join("format"), "1\n").unwrap();
     assert!(open(&dir).snapshot().virtual_key(id(1)).is_some());
 }

@@ -278,6 +278,7 @@ impl Writer {
             loaded.manifest.generation,
             loaded.virtual_keys,
             loaded.provider_keys,
+            loaded.named,
             Some(&before),
         );
         self.publish(next);
