@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::rfc3339;
 use crate::id::{KeyId, KeySource, RequestId};
-use crate::unit::{TokensSource, Usage};
+use crate::unit::{ServiceTier, TokensSource, Usage};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -94,6 +94,14 @@ pub struct Entry {
     pub attempts: u32,
     /// The provider's own request id.
     pub upstream_request_id: Option<Arc<str>>,
+    /// Which table of prices, and of which version, the cost comes from; `None` when there is no cost.
+    pub price_version: Option<Arc<str>>,
+    /// The class of service the provider gave, when it is not its standard one.
+    pub service_tier: Option<ServiceTier>,
+    /// The plan whose limits held.
+    pub plan: Option<Arc<str>>,
+    /// The pool the provider key was taken from.
+    pub pool: Option<Arc<str>>,
 }
 
 /// The JSON of an entry, as `sidekey ledger -o jsonl` prints it; field names are fixed.
@@ -118,6 +126,10 @@ pub struct EntryView {
     pub tokens: Usage,
     pub tokens_source: TokensSource,
     pub cost_usd: Option<String>,
+    pub price_version: Option<Arc<str>>,
+    pub service_tier: Option<ServiceTier>,
+    pub plan: Option<Arc<str>>,
+    pub pool: Option<Arc<str>>,
     pub status: u16,
     pub outcome: Outcome,
     pub error_code: Option<Arc<str>>,
@@ -151,6 +163,10 @@ impl From<&Entry> for EntryView {
             tokens: entry.tokens,
             tokens_source: entry.tokens_source,
             cost_usd: entry.cost_nano_usd.map(usd),
+            price_version: entry.price_version.clone(),
+            service_tier: entry.service_tier,
+            plan: entry.plan.clone(),
+            pool: entry.pool.clone(),
             status: entry.status,
             outcome: entry.outcome,
             error_code: entry.error_code.clone(),

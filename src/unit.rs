@@ -1,15 +1,23 @@
-//! Units: tokens and money, each with its unit in the name, and [`Usage`], what a provider says a call consumed;
+//! Units: [`Usage`], what a provider says a call consumed, each figure with its unit in the name, and [`ServiceTier`];
 //! how durations (`30s`) and byte sizes (`8MiB`) are written.
 //!
-//! Owns the counting convention; leaves reading a provider's figures to `provider` and prices to the price table.
+//! Owns the counting convention; leaves reading a provider's figures to `tally` and prices to `pricing`.
 
+use std::borrow::Cow;
+
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::ser::{SerializeMap, SerializeTuple, Serializer};
 use serde::{Deserialize, Serialize};
 
-/// Tokens of one call, as the provider reported them or as sidekey estimated them.
+/// What one call consumed, as the provider reported it or as sidekey estimated it.
 ///
 /// `input` includes tokens read from or written to a prompt cache; `output` includes reasoning tokens.
 /// A figure nobody reported is `None`, never 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// # Forms
+/// JSON has the first six always, null where unknown, and the others only when known. Binary forms have a mask of what is
+/// known, then those figures in the order of the fields: a new field goes to the end, and what was stored stays readable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Every token the model read.
     pub input: Option<u64>,
@@ -23,13 +31,108 @@ pub struct Usage {
     pub reasoning: Option<u64>,
     /// The provider's own total where it gives one, else `input + output`.
     pub total: Option<u64>,
+    /// The part of `cache_write` that is kept for an hour.
+    pub cache_write_1h: Option<u64>,
+    /// The part of `input` that was audio.
+    pub audio_input: Option<u64>,
+    /// The part of `output` that is audio.
+    pub audio_output: Option<u64>,
+    /// The part of `input` that was images.
+    pub image_input: Option<u64>,
+    /// The part of `output` that is images.
+    pub image_output: Option<u64>,
+    /// The part of `cached_input` and of `audio_input` that is in both.
+    pub cached_audio_input: Option<u64>,
+    /// The part of `cached_input` and of `image_input` that is in both.
+    pub cached_image_input: Option<u64>,
+    /// Searches that the provider ran and charges: of the web, or search units of a reranking.
+    pub searches: Option<u64>,
+    /// Images made.
+    pub images: Option<u64>,
+    /// Audio heard, milliseconds, where that is what the provider charges.
+    pub audio_input_ms: Option<u64>,
 }
 
+/// How many of the fields are in every JSON.
+const ALWAYS: usize = 6;
+/// Up to here the figures are tokens.
+const TOKENS: usize = 13;
+
 impl Usage {
-    /// True when no figure is known.
+    /// The names of the fields, in their order.
+    pub const NAMES: [&str; 16] = [
+        "input",
+        "cached_input",
+        "cache_write",
+        "output",
+        "reasoning",
+        "total",
+        "cache_write_1h",
+        "audio_input",
+        "audio_output",
+        "image_input",
+        "image_output",
+        "cached_audio_input",
+        "cached_image_input",
+        "searches",
+        "images",
+        "audio_input_ms",
+    ];
+
+    /// The figures, in the order of the fields.
+    #[must_use]
+    pub fn figures(&self) -> [Option<u64>; 16] {
+        [
+            self.input,
+            self.cached_input,
+            self.cache_write,
+            self.output,
+            self.reasoning,
+            self.total,
+            self.cache_write_1h,
+            self.audio_input,
+            self.audio_output,
+            self.image_input,
+            self.image_output,
+            self.cached_audio_input,
+            self.cached_image_input,
+            self.searches,
+            self.images,
+            self.audio_input_ms,
+        ]
+    }
+
+    /// The usage of these figures, given in the order of the fields.
+    #[must_use]
+    pub fn from_figures(figures: [Option<u64>; 16]) -> Self {
+        let [input, cached_input, cache_write, output, reasoning, total, cache_write_1h, rest @ ..] = figures;
+        let [audio_input, audio_output, image_input, image_output, cached_audio_input, cached_image_input, rest @ ..] =
+            rest;
+        let [searches, images, audio_input_ms] = rest;
+        Self {
+            input,
+            cached_input,
+            cache_write,
+            output,
+            reasoning,
+            total,
+            cache_write_1h,
+            audio_input,
+            audio_output,
+            image_input,
+            image_output,
+            cached_audio_input,
+            cached_image_input,
+            searches,
+            images,
+            audio_input_ms,
+        }
+    }
+
+    /// True when no tokens are known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        self.figures()[..TOKENS].iter().all(Option::is_none)
     }
 
     /// What a token limit is charged: the total, else what is known of input and output.
@@ -40,17 +143,107 @@ impl Usage {
 
     /// Adds `other` figure by figure; a figure unknown on both sides stays unknown.
     pub fn add(&mut self, other: &Self) {
-        fn sum(a: &mut Option<u64>, b: Option<u64>) {
-            if let Some(b) = b {
-                *a = Some(a.unwrap_or(0).saturating_add(b));
+        let mut sums = self.figures();
+        for (sum, more) in sums.iter_mut().zip(other.figures()) {
+            if let Some(more) = more {
+                *sum = Some(sum.unwrap_or(0).saturating_add(more));
             }
         }
-        sum(&mut self.input, other.input);
-        sum(&mut self.cached_input, other.cached_input);
-        sum(&mut self.cache_write, other.cache_write);
-        sum(&mut self.output, other.output);
-        sum(&mut self.reasoning, other.reasoning);
-        sum(&mut self.total, other.total);
+        *self = Self::from_figures(sums);
+    }
+}
+
+impl Serialize for Usage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let figures = self.figures();
+        if serializer.is_human_readable() {
+            let mut map = serializer.serialize_map(None)?;
+            for (n, (name, figure)) in Self::NAMES.iter().zip(figures).enumerate() {
+                if n < ALWAYS || figure.is_some() {
+                    map.serialize_entry(name, &figure)?;
+                }
+            }
+            return map.end();
+        }
+        let mask = figures.iter().rev().fold(0_u32, |mask, figure| mask << 1 | u32::from(figure.is_some()));
+        let mut tuple = serializer.serialize_tuple(1 + mask.count_ones() as usize)?;
+        tuple.serialize_element(&mask)?;
+        for figure in figures.iter().flatten() {
+            tuple.serialize_element(figure)?;
+        }
+        tuple.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Usage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match deserializer.is_human_readable() {
+            true => deserializer.deserialize_map(UsageVisitor),
+            false => deserializer.deserialize_tuple(1 + Self::NAMES.len(), UsageVisitor),
+        }
+    }
+}
+
+struct UsageVisitor;
+
+impl<'de> Visitor<'de> for UsageVisitor {
+    type Value = Usage;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the figures of a usage")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Usage, A::Error> {
+        let mut figures = [None; Usage::NAMES.len()];
+        while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+            match Usage::NAMES.iter().position(|known| *known == name) {
+                Some(n) => figures[n] = map.next_value()?,
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(Usage::from_figures(figures))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Usage, A::Error> {
+        let short = || de::Error::custom("a usage ends before its last figure");
+        let mask: u32 = seq.next_element()?.ok_or_else(short)?;
+        if mask >> Usage::NAMES.len() != 0 {
+            return Err(de::Error::custom("a usage has figures that a later version wrote"));
+        }
+        let mut figures = [None; Usage::NAMES.len()];
+        for (n, figure) in figures.iter_mut().enumerate() {
+            if mask >> n & 1 == 1 {
+                *figure = Some(seq.next_element()?.ok_or_else(short)?);
+            }
+        }
+        Ok(Usage::from_figures(figures))
+    }
+}
+
+/// The class of service a call was given, where it is not the provider's standard one and has a price of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceTier {
+    /// Answered within a day, at about half the price.
+    Batch,
+    /// Slower and cheaper.
+    Flex,
+    /// Faster and dearer.
+    Priority,
+}
+
+impl ServiceTier {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Batch, Self::Flex, Self::Priority];
+
+    /// The word used in the ledger.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::Flex => "flex",
+            Self::Priority => "priority",
+        }
     }
 }
 
@@ -220,6 +413,40 @@ mod tests {
         for bad in ["", "MiB", "8MB", "-1", "8 M", "99999999999GiB"] {
             assert!(byte_size::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn six_figures_are_in_every_json() {
+        let none =
+            r#"{"input":null,"cached_input":null,"cache_write":null,"output":null,"reasoning":null,"total":null}"#;
+        assert_eq!(serde_json::to_string(&Usage::default()).unwrap(), none);
+        let usage = Usage { input: Some(7), searches: Some(0), ..Usage::default() };
+        let json = serde_json::to_string(&usage).unwrap();
+        assert_eq!(json, none.replacen("null", "7", 1).replace('}', r#","searches":0}"#));
+        assert_eq!(serde_json::from_str::<Usage>(&json).unwrap(), usage);
+        assert_eq!(serde_json::from_str::<Usage>(r#"{"input":7,"searches":0,"later":[1]}"#).unwrap(), usage);
+    }
+
+    #[test]
+    fn binary_forms_hold_what_is_known() {
+        let mut usage = Usage::default();
+        for (n, name) in Usage::NAMES.into_iter().enumerate() {
+            let mut figures = usage.figures();
+            figures[n] = Some(u64::MAX - n as u64);
+            usage = Usage::from_figures(figures);
+            let bytes = postcard::to_stdvec(&(usage, 5_u8)).unwrap();
+            assert_eq!(postcard::from_bytes(&bytes), Ok((usage, 5_u8)), "{name}");
+            assert!(postcard::from_bytes::<Usage>(&bytes[..bytes.len() - 2]).is_err(), "{name}");
+        }
+        let small = Usage { input: Some(100), output: Some(20), total: Some(120), ..Usage::default() };
+        assert_eq!(postcard::to_stdvec(&small).unwrap(), [0b10_1001, 100, 20, 120]);
+        assert!(postcard::from_bytes::<Usage>(&[0x80, 0x80, 0x04, 1]).is_err(), "a later version's");
+    }
+
+    #[test]
+    fn searches_are_not_tokens() {
+        assert!(Usage { searches: Some(1), images: Some(1), audio_input_ms: Some(1), ..Usage::default() }.is_empty());
+        assert!(!Usage { cached_image_input: Some(0), ..Usage::default() }.is_empty());
     }
 
     #[test]

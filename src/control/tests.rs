@@ -397,6 +397,10 @@ fn entry(virtual_key: KeyId, source: KeySource, model: &str) -> Entry {
         overhead_ns: 2000,
         attempts: 1,
         upstream_request_id: None,
+        price_version: None,
+        service_tier: None,
+        plan: None,
+        pool: None,
     }
 }
 

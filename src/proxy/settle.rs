@@ -387,6 +387,10 @@ mod tests {
             overhead_ns: 0,
             attempts,
             upstream_request_id: None,
+            price_version: None,
+            service_tier: None,
+            plan: None,
+            pool: None,
         }
     }
 

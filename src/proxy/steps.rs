@@ -310,6 +310,10 @@ fn entry(
         overhead_ns: 0,
         attempts: 0,
         upstream_request_id: None,
+        price_version: None,
+        service_tier: None,
+        plan: None,
+        pool: None,
     }
 }
 

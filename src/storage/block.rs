@@ -5,18 +5,17 @@
 //!
 //! # Form
 //! Key: `epoch ms u64 | first sequence number u64`, big-endian. Every entry of a block arrived at or before its epoch,
-//! and epochs never step back. Value: `version 1 | codec u8 | entries u16 | earliest ms u64 | latest ms u64 | unpacked
+//! and epochs never step back. Value: `form u8 | codec u8 | entries u16 | earliest ms u64 | latest ms u64 | unpacked
 //! length u32`, then the entries in postcard, one after the other, plain or as one zstd frame.
 
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Entry, Outcome};
 use crate::id::{KeyId, KeySource, RequestId};
-use crate::unit::{TokensSource, Usage};
+use crate::unit::{ServiceTier, TokensSource, Usage};
 
 use super::engine::MAX_VALUE;
 
-const VERSION: u8 = 1;
 pub(super) const HEAD_LEN: usize = 24;
 const LEVEL: i32 = 1;
 /// What an unpacked block may be at most: a guard against a damaged length.
@@ -48,9 +47,26 @@ pub(super) enum Codec {
     Zstd = 1,
 }
 
+/// How an entry is written. All are read, the last is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Six figures of usage, no price version.
+    V1 = 1,
+    V2 = 2,
+}
+
+impl Form {
+    pub(super) const LAST: Self = Self::V2;
+
+    pub(super) fn from_byte(byte: u8) -> Option<Self> {
+        [Self::V1, Self::V2].into_iter().find(|form| *form as u8 == byte)
+    }
+}
+
 /// What a block says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
+    form: Form,
     pub(super) codec: Codec,
     pub(super) entries: u16,
     pub(super) earliest_ms: u64,
@@ -62,7 +78,7 @@ impl Head {
     /// A block without entries, of this time.
     pub(super) fn empty(time_ms: u64) -> [u8; HEAD_LEN] {
         let mut out = [0; HEAD_LEN];
-        out[0] = VERSION;
+        out[0] = Form::LAST as u8;
         out[4..12].copy_from_slice(&time_ms.to_be_bytes());
         out[12..20].copy_from_slice(&time_ms.to_be_bytes());
         out
@@ -72,18 +88,19 @@ impl Head {
     pub(super) fn read(value: &[u8]) -> Option<Self> {
         let head = value.first_chunk::<HEAD_LEN>()?;
         let u64_at = |at: usize| head[at..at + 8].try_into().ok().map(u64::from_be_bytes);
-        let codec = match (head[0], head[1]) {
-            (VERSION, 0) => Codec::Plain,
-            (VERSION, 1) => Codec::Zstd,
+        let form = Form::from_byte(head[0])?;
+        let codec = match head[1] {
+            0 => Codec::Plain,
+            1 => Codec::Zstd,
             _ => return None,
         };
         let unpacked = u32::from_be_bytes(head[20..24].try_into().ok()?);
         let entries = u16::from_be_bytes([head[2], head[3]]);
-        Some(Self { codec, entries, earliest_ms: u64_at(4)?, latest_ms: u64_at(12)?, unpacked })
+        Some(Self { form, codec, entries, earliest_ms: u64_at(4)?, latest_ms: u64_at(12)?, unpacked })
     }
 }
 
-/// An entry as stored, borrowing its texts. Field order is the form: a new field needs a new block version.
+/// An entry as stored, borrowing its texts. Field order is the form: a new field needs a new [`Form`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct StoredEntry<'a> {
     request_id: [u8; 16],
@@ -111,6 +128,10 @@ pub(super) struct StoredEntry<'a> {
     overhead_ns: u64,
     attempts: u32,
     upstream_request_id: Option<&'a str>,
+    pub(super) price_version: Option<&'a str>,
+    pub(super) service_tier: Option<ServiceTier>,
+    pub(super) plan: Option<&'a str>,
+    pub(super) pool: Option<&'a str>,
 }
 
 impl<'a> StoredEntry<'a> {
@@ -141,6 +162,10 @@ impl<'a> StoredEntry<'a> {
             overhead_ns: entry.overhead_ns,
             attempts: entry.attempts,
             upstream_request_id: entry.upstream_request_id.as_deref(),
+            price_version: entry.price_version.as_deref(),
+            service_tier: entry.service_tier,
+            plan: entry.plan.as_deref(),
+            pool: entry.pool.as_deref(),
         }
     }
 
@@ -171,12 +196,84 @@ impl<'a> StoredEntry<'a> {
             overhead_ns: self.overhead_ns,
             attempts: self.attempts,
             upstream_request_id: self.upstream_request_id.map(Into::into),
+            price_version: self.price_version.map(Into::into),
+            service_tier: self.service_tier,
+            plan: self.plan.map(Into::into),
+            pool: self.pool.map(Into::into),
         }
     }
 
     /// The model a caller knows: the one asked for, else the one the provider named.
     pub(super) fn model(&self) -> Option<&'a str> {
         self.model_requested.or(self.model_reported)
+    }
+}
+
+/// An entry in [`Form::V1`].
+#[derive(Deserialize)]
+struct FirstForm<'a> {
+    request_id: [u8; 16],
+    time_ms: u64,
+    virtual_key: Option<[u8; 8]>,
+    user: Option<&'a str>,
+    team: Option<&'a str>,
+    group: Option<&'a str>,
+    provider: &'a str,
+    provider_key: Option<[u8; 8]>,
+    key_source: Option<KeySource>,
+    dialect: &'a str,
+    endpoint: &'a str,
+    model_requested: Option<&'a str>,
+    model_reported: Option<&'a str>,
+    stream: bool,
+    /// Input, cached input, cache write, output, reasoning, total.
+    tokens: [Option<u64>; 6],
+    tokens_source: TokensSource,
+    cost_nano_usd: Option<u64>,
+    status: u16,
+    outcome: Outcome,
+    error_code: Option<&'a str>,
+    latency_us: u64,
+    ttfb_us: u64,
+    overhead_ns: u64,
+    attempts: u32,
+    upstream_request_id: Option<&'a str>,
+}
+
+impl<'a> From<FirstForm<'a>> for StoredEntry<'a> {
+    fn from(first: FirstForm<'a>) -> Self {
+        let [input, cached_input, cache_write, output, reasoning, total] = first.tokens;
+        Self {
+            request_id: first.request_id,
+            time_ms: first.time_ms,
+            virtual_key: first.virtual_key,
+            user: first.user,
+            team: first.team,
+            group: first.group,
+            provider: first.provider,
+            provider_key: first.provider_key,
+            key_source: first.key_source,
+            dialect: first.dialect,
+            endpoint: first.endpoint,
+            model_requested: first.model_requested,
+            model_reported: first.model_reported,
+            stream: first.stream,
+            tokens: Usage { input, cached_input, cache_write, output, reasoning, total, ..Usage::default() },
+            tokens_source: first.tokens_source,
+            cost_nano_usd: first.cost_nano_usd,
+            status: first.status,
+            outcome: first.outcome,
+            error_code: first.error_code,
+            latency_us: first.latency_us,
+            ttfb_us: first.ttfb_us,
+            overhead_ns: first.overhead_ns,
+            attempts: first.attempts,
+            upstream_request_id: first.upstream_request_id,
+            price_version: None,
+            service_tier: None,
+            plan: None,
+            pool: None,
+        }
     }
 }
 
@@ -209,7 +306,7 @@ impl Packed {
     }
 
     pub(super) fn iter(&self) -> Entries<'_> {
-        Entries::new(&self.bytes, self.ends.len() as u32)
+        Entries::new(&self.bytes, self.ends.len() as u32, Form::LAST)
     }
 
     pub(super) fn append(&mut self, other: &Self) {
@@ -261,7 +358,7 @@ impl Packed {
         let times = self.ends[first..end].iter().map(|(_, time)| *time);
         let entries = u16::try_from(end - first).ok()?;
         let mut out = Vec::with_capacity(MAX_VALUE);
-        out.extend_from_slice(&[VERSION, codec as u8]);
+        out.extend_from_slice(&[Form::LAST as u8, codec as u8]);
         out.extend_from_slice(&entries.to_be_bytes());
         out.extend_from_slice(&times.clone().min()?.to_be_bytes());
         out.extend_from_slice(&times.max()?.to_be_bytes());
@@ -309,6 +406,9 @@ fn shortened(entry: &Entry) -> Entry {
         model_reported: cut(&entry.model_reported),
         error_code: cut(&entry.error_code),
         upstream_request_id: cut(&entry.upstream_request_id),
+        price_version: cut(&entry.price_version),
+        plan: cut(&entry.plan),
+        pool: cut(&entry.pool),
         ..entry.clone()
     }
 }
@@ -372,7 +472,7 @@ impl Unpacker {
                 &self.out[..len]
             }
         };
-        (body.len() == unpacked).then(|| Entries::new(body, head.entries.into()))
+        (body.len() == unpacked).then(|| Entries::new(body, head.entries.into(), head.form))
     }
 }
 
@@ -381,12 +481,13 @@ impl Unpacker {
 pub(super) struct Entries<'a> {
     rest: &'a [u8],
     left: u32,
+    form: Form,
 }
 
 impl<'a> Entries<'a> {
     /// The first `left` of the entries in `bytes`, plain and one after the other.
-    pub(super) fn new(bytes: &'a [u8], left: u32) -> Self {
-        Self { rest: bytes, left }
+    pub(super) fn new(bytes: &'a [u8], left: u32, form: Form) -> Self {
+        Self { rest: bytes, left, form }
     }
 }
 
@@ -395,7 +496,12 @@ impl<'a> Iterator for Entries<'a> {
 
     fn next(&mut self) -> Option<StoredEntry<'a>> {
         self.left = self.left.checked_sub(1)?;
-        let (entry, rest) = postcard::take_from_bytes(self.rest).ok()?;
+        let (entry, rest) = match self.form {
+            Form::V1 => {
+                postcard::take_from_bytes(self.rest).map(|(first, rest)| (FirstForm::into(first), rest)).ok()?
+            }
+            Form::V2 => postcard::take_from_bytes(self.rest).ok()?,
+        };
         self.rest = rest;
         Some(entry)
     }
@@ -436,6 +542,10 @@ pub(super) mod tests {
             overhead_ns: 12_000 + n,
             attempts: 1,
             upstream_request_id: Some(format!("req_{:024x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).into()),
+            price_version: Some("built-in 2025-11-24".into()),
+            service_tier: n.is_multiple_of(11).then_some(ServiceTier::Flex),
+            plan: None,
+            pool: n.is_multiple_of(13).then(|| "main".into()),
         }
     }
 
@@ -447,6 +557,42 @@ pub(super) mod tests {
             assert_eq!(BlockKey::from_bytes(&pair[0].to_bytes()), Some(pair[0]));
         }
         assert_eq!(BlockKey::from_bytes(b"short"), None);
+    }
+
+    /// A block of [`Form::V1`], byte by byte as its version wrote it.
+    #[rustfmt::skip]
+    const FIRST: &[u8] = &[
+        // Form, codec, entries, earliest, latest, length.
+        1, 0, 0, 1, 0, 0, 1, 139, 207, 229, 104, 0, 0, 0, 1, 139, 207, 229, 104, 0, 0, 0, 0, 99,
+        // Request id, time 1 700 000 000 000.
+        1, 139, 207, 229, 104, 0, 112, 0, 128, 0, 0, 0, 0, 0, 0, 9, 128, 208, 149, 255, 188, 49,
+        // Virtual key, user, team, group.
+        1, 0, 0, 0, 0, 0, 0, 0, 7, 1, 5, b'a', b'l', b'i', b'c', b'e', 0, 0,
+        // Provider, provider key, key source, dialect, endpoint.
+        6, b'o', b'p', b'e', b'n', b'a', b'i', 0, 1, 2, 6, b'o', b'p', b'e', b'n', b'a', b'i', 4, b'c', b'h', b'a', b't',
+        // Models, stream.
+        1, 6, b'g', b'p', b't', b'-', b'4', b'o', 0, 1,
+        // Usage: input 300, output 20, total 320; reported; cost 5.
+        1, 172, 2, 0, 0, 1, 20, 0, 1, 192, 2, 0, 1, 5,
+        // Status 200, ok, no code, latency, first byte, overhead, attempts, upstream request id.
+        200, 1, 2, 0, 232, 7, 100, 9, 1, 1, 2, b'r', b'1',
+    ];
+
+    #[test]
+    fn the_first_form_is_still_read() {
+        let head = Head::read(FIRST).unwrap();
+        assert_eq!((head.form, head.codec, head.entries), (Form::V1, Codec::Plain, 1));
+        let mut unpacker = Unpacker::new();
+        let mut entries = unpacker.unpack(FIRST).unwrap();
+        let entry = entries.next().unwrap().to_entry();
+        assert!(entries.next().is_none());
+        let tokens = Usage { input: Some(300), output: Some(20), total: Some(320), ..Usage::default() };
+        assert_eq!((entry.time_ms, entry.tokens, entry.cost_nano_usd), (1_700_000_000_000, tokens, Some(5)));
+        assert_eq!((entry.tokens_source, entry.outcome, entry.status), (TokensSource::Reported, Outcome::Ok, 200));
+        assert_eq!((entry.user.as_deref(), &*entry.provider, &*entry.endpoint), (Some("alice"), "openai", "chat"));
+        assert_eq!((entry.key_source, entry.latency_us, entry.attempts), (Some(KeySource::System), 1000, 1));
+        assert_eq!((entry.price_version, entry.plan, entry.pool), (None, None, None));
+        assert_eq!(entry.upstream_request_id.as_deref(), Some("r1"));
     }
 
     #[test]

@@ -9,8 +9,8 @@
 //! starts anew once sled has reached the disk, so at any time it holds all that sled could still lose.
 //!
 //! # Form
-//! Frames: `payload length u32 | first sequence number u64 | entries u32 | checksum 8 | payload`, big-endian, the
-//! payload being entries in postcard. A frame that is cut or whose checksum is wrong ends the journal: it was being
+//! Frames: `payload length u32 | first sequence number u64 | form u8 | entries u24 | checksum 8 | payload`, big-endian, the
+//! payload being entries in postcard. Form 0 is what was written before there were two: the first. A frame that is cut or whose checksum is wrong ends the journal: it was being
 //! written when the process ended.
 
 use std::fs::{self, File, OpenOptions};
@@ -18,7 +18,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::block::{Entries, Packed};
+use super::block::{Entries, Form, Packed};
 
 const HEAD_LEN: usize = 24;
 /// Longer than any batch: a damaged length is not believed.
@@ -29,12 +29,13 @@ const FRAME_MAX: usize = 64 << 20;
 pub(super) struct Frame {
     pub(super) first_seq: u64,
     pub(super) entries: u32,
+    form: Form,
     payload: Vec<u8>,
 }
 
 impl Frame {
     pub(super) fn iter(&self) -> Entries<'_> {
-        Entries::new(&self.payload, self.entries)
+        Entries::new(&self.payload, self.entries, self.form)
     }
 }
 
@@ -128,7 +129,7 @@ fn put_frame(out: &mut Vec<u8>, first_seq: u64, entries: &Packed) {
     let payload = entries.bytes();
     out.extend_from_slice(&(payload.len() as u32).to_be_bytes());
     out.extend_from_slice(&first_seq.to_be_bytes());
-    out.extend_from_slice(&(entries.entries() as u32).to_be_bytes());
+    out.extend_from_slice(&(u32::from(Form::LAST as u8) << 24 | entries.entries() as u32).to_be_bytes());
     let checksum = checksum(&out[start..], payload);
     out.extend_from_slice(&checksum);
     out.extend_from_slice(payload);
@@ -143,7 +144,8 @@ fn read_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
         return None;
     }
     let first_seq = u64::from(number(4)) << 32 | u64::from(number(8));
-    Some((Frame { first_seq, entries: number(12), payload: payload.to_vec() }, after))
+    let form = Form::from_byte(head[12].max(Form::V1 as u8))?;
+    Some((Frame { first_seq, entries: number(12) & 0x00ff_ffff, form, payload: payload.to_vec() }, after))
 }
 
 fn checksum(head: &[u8], payload: &[u8]) -> [u8; 8] {
@@ -191,6 +193,20 @@ mod tests {
                 assert_eq!(times(&frames), (0..=want).collect::<Vec<_>>(), "goes on after {at}");
             }
         }
+    }
+
+    #[test]
+    fn frames_of_the_first_form_are_still_read() {
+        let (seq, mut frame) = (7, Vec::new());
+        put_frame(&mut frame, seq, &Packed::default());
+        // Before there were two forms, this byte was the first of the number of entries, and always 0.
+        frame[12] = 0;
+        let checksum = checksum(&frame[..16], &[]);
+        frame[16..24].copy_from_slice(&checksum);
+        let (read, rest) = read_frame(&frame).unwrap();
+        assert_eq!((read.first_seq, read.entries, read.form, rest.len()), (seq, 0, Form::V1, 0));
+        frame[12] = 9;
+        assert!(read_frame(&frame).is_none(), "a later version's");
     }
 
     #[test]

@@ -70,5 +70,5 @@ pub(super) fn settle(figures: &Figures) -> Usage {
     let output = figures.get(Figure::Output);
     let reasoning = first(figures, &[Figure::Reasoning, Figure::ReasoningAlias]);
     let total = figures.get(Figure::Total).or_else(|| sum(&[input, output]));
-    Usage { input, cached_input, cache_write, output, reasoning, total }
+    Usage { input, cached_input, cache_write, output, reasoning, total, ..Usage::default() }
 }

@@ -63,12 +63,5 @@ fn settle(figures: &Figures) -> Usage {
     let tokens = first(figures, &[Figure::Input, Figure::Output]).is_some();
     let names = if tokens { [Figure::Input, Figure::Output] } else { [Figure::BilledInput, Figure::BilledOutput] };
     let [input, output] = names.map(|name| figures.get(name));
-    Usage {
-        input,
-        cached_input: figures.get(Figure::Cached),
-        cache_write: None,
-        output,
-        reasoning: None,
-        total: sum(&[input, output]),
-    }
+    Usage { input, cached_input: figures.get(Figure::Cached), output, total: sum(&[input, output]), ..Usage::default() }
 }

@@ -79,5 +79,5 @@ fn settle(figures: &Figures) -> Usage {
     let input = sum(&[figures.get(Figure::Input), figures.get(Figure::ToolInput)]);
     let output = sum(&[figures.get(Figure::Output), reasoning]);
     let total = figures.get(Figure::Total).or_else(|| sum(&[input, output]));
-    Usage { input, cached_input: figures.get(Figure::Cached), cache_write: None, output, reasoning, total }
+    Usage { input, cached_input: figures.get(Figure::Cached), output, reasoning, total, ..Usage::default() }
 }

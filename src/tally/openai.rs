@@ -195,6 +195,7 @@ pub(super) fn settle(figures: &Figures) -> Usage {
         output: figures.get(Figure::Output),
         reasoning: first(figures, &[Figure::Reasoning, Figure::ReasoningAlias]),
         total: figures.get(Figure::Total),
+        ..Usage::default()
     };
     if let (Some(input), Some(output), Some(total)) = (usage.input, usage.output, usage.total) {
         let outside = total.saturating_sub(input.saturating_add(output));

@@ -61,6 +61,7 @@ fn usage(value: &Value) -> Usage {
         output: figure("output_tokens"),
         reasoning: figure("reasoning_tokens"),
         total: figure("total_tokens"),
+        ..Usage::default()
     }
 }
 
