@@ -11,6 +11,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("secret", 0),
     ("clock", 0),
     ("metrics", 0),
+    ("event", 1),
     ("virtual_key", 10),
     ("provider_key", 10),
     ("entry", 10),

@@ -55,6 +55,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Nanos};
+use crate::event::Events;
 use crate::id::KeyId;
 use crate::metrics::Metrics;
 use crate::provider_key::{self, ProviderKey};
@@ -164,6 +165,7 @@ struct Inner {
     dir: PathBuf,
     section: StoreSection,
     master: MasterKeySource,
+    events: Events,
 }
 
 impl Store {
@@ -185,6 +187,7 @@ impl Store {
         let (journal, frames) = Journal::open(&layout.journal()).map_err(failed)?;
         let mut opened = recover::open(&layout, &vault, &frames, clock.wall_ms())?;
         drop(frames);
+        let events = Events::new(clock.clone(), &metrics);
         let snapshot = first_snapshot(&mut opened, environment_keys, &clock);
         let (commands, command_queue) = sync_channel(COMMANDS_MAX);
         let (entries, entry_queue) = channel();
@@ -203,7 +206,8 @@ impl Store {
         });
         let thread = std::thread::Builder::new().name("sidekey-store".to_owned()).spawn(move || writer.run());
         let thread = thread.map_err(|source| StoreError::io("cannot start the writer of", &dir, source))?;
-        let inner = Inner { shared: shared.clone(), thread: Mutex::new(Some(thread)), dir, section, master: source };
+        let thread = Mutex::new(Some(thread));
+        let inner = Inner { shared: shared.clone(), thread, dir, section, master: source, events };
         Ok(Self { shared, inner: Arc::new(inner) })
     }
 
@@ -217,6 +221,12 @@ impl Store {
     #[must_use]
     pub fn ledger(&self) -> Ledger {
         Ledger { shared: self.shared.clone(), durability: self.inner.section.durability }
+    }
+
+    /// Where events of keys, limits and the store itself are told.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.inner.events
     }
 
     /// Where the master key was found.
