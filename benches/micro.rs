@@ -9,12 +9,13 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
 use sidekey::clock::Clock;
-use sidekey::id::KeyId;
-use sidekey::limit::KeyLimits;
+use sidekey::id::{KeyId, ScopeId};
+use sidekey::limit::{Consumption, Moment, Permit, Scope, Watch};
+use sidekey::policy::{Limits, Policy};
 use sidekey::provider::{self, request};
 use sidekey::tally::{Observer, Wire};
 use sidekey::tokens;
-use sidekey::virtual_key::{self, DEFAULT_PREFIX, DigestKey, Limits};
+use sidekey::virtual_key::{self, DEFAULT_PREFIX, DigestKey};
 
 fn key_check(c: &mut Criterion) {
     let digests = DigestKey::from_bytes([7; 32]);
@@ -33,27 +34,52 @@ fn key_check(c: &mut Criterion) {
 
 fn limits(c: &mut Criterion) {
     let clock = Clock::system();
-    let set = |rpm, tpm, max_in_flight| Arc::new(KeyLimits::new(&Limits { rpm, tpm, max_in_flight }));
+    let scope =
+        |name: &str, policy: &Policy| Arc::new(Scope::new(ScopeId::User(name.into()), policy, Watch::default()));
+    let set = |rpm, tpm, max_in_flight| {
+        let limits = Limits { rpm, tpm, max_in_flight, ..Limits::default() };
+        [scope("a", &Policy { limits, ..Policy::default() })]
+    };
+    let need = Consumption { nano_usd: 2_000, ..Consumption::tokens(12, 8) };
+    let used = Consumption { nano_usd: 200, ..Consumption::tokens(1, 1) };
+    let reserve_settle = |scopes: &[Arc<Scope>]| {
+        let at = Moment::of(&clock);
+        Permit::reserve(scopes, at, black_box(need)).expect("room").settle(at.now, black_box(used));
+    };
     let mut group = c.benchmark_group("limit");
     group.bench_function("clock", |b| b.iter(|| clock.now()));
-    for (name, key) in [
+    for (name, scopes) in [
         ("reserve_settle/none", set(None, None, None)),
         ("reserve_settle/rpm", set(Some(4_000_000_000), None, None)),
         ("reserve_settle/all", set(Some(4_000_000_000), Some(4_000_000_000), Some(1_000))),
     ] {
-        group.bench_function(name, |b| {
-            b.iter(|| {
-                let now = clock.now();
-                let permit = key.reserve(now, black_box(20)).expect("room");
-                permit.settle(now, black_box(2));
-            });
-        });
+        group.bench_function(name, |b| b.iter(|| reserve_settle(&scopes)));
     }
+    // A key, its plan, user and team, and the provider key, each with rates, two budgets and a quota.
+    let limits = Limits { rpm: Some(4_000_000_000), tpm: Some(4_000_000_000), ..Limits::default() };
+    let budget = |text: &str| text.parse().expect("a budget");
+    let budgets = vec![budget("1000000000/month,zone=Europe/Berlin"), budget("1000000000/day")];
+    let quotas = vec!["1000000000000/day".parse().expect("a quota")];
+    let full = Policy { limits, budgets, quotas, ..Policy::default() };
+    let five = ["key", "plan", "user", "team", "paid"].map(|name| scope(name, &full));
+    group.bench_function("reserve_settle/five_scopes", |b| b.iter(|| reserve_settle(&five)));
+    group.bench_function("reserve_settle/five_scopes/two_threads", |b| {
+        b.iter_custom(|times| {
+            let start = clock.now();
+            std::thread::scope(|threads| {
+                for _ in 0..2 {
+                    threads.spawn(|| (0..times).for_each(|_| reserve_settle(&five)));
+                }
+            });
+            // Each thread did `times` of them.
+            std::time::Duration::from_nanos(clock.now() - start)
+        });
+    });
     let full = set(Some(1), Some(1_000), None);
-    full.reserve(clock.now(), 1).expect("the first passes").settle(clock.now(), 1);
-    group.bench_function("refuse", |b| b.iter(|| full.reserve(clock.now(), black_box(20)).is_err()));
-    let key = set(Some(60), Some(1_000), None);
-    group.bench_function("remaining", |b| b.iter(|| key.remaining(clock.now())));
+    reserve_settle(&full);
+    group.bench_function("refuse", |b| b.iter(|| Permit::reserve(&full, Moment::of(&clock), black_box(need)).is_err()));
+    let [one] = set(Some(60), Some(1_000), None);
+    group.bench_function("remaining", |b| b.iter(|| one.remaining(clock.now())));
     group.finish();
 }
 

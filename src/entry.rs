@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::rfc3339;
 use crate::id::{KeyId, KeySource, RequestId};
-use crate::unit::{ServiceTier, TokensSource, Usage};
+use crate::unit::{ServiceTier, TokensSource, Usage, usd};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -176,25 +176,6 @@ impl From<&Entry> for EntryView {
             attempts: entry.attempts,
             upstream_request_id: entry.upstream_request_id.clone(),
             client_disconnected: entry.outcome == Outcome::ClientDisconnected,
-        }
-    }
-}
-
-/// Billionths of a dollar as a decimal string, without trailing zeros.
-#[must_use]
-pub fn usd(nano: u64) -> String {
-    let text = format!("{}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn money_is_a_decimal_string() {
-        for (nano, want) in [(0, "0"), (1, "0.000000001"), (12_300_000, "0.0123"), (100_000_000_000, "100")] {
-            assert_eq!(usd(nano), want);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use aws_lc_rs::rand;
 use serde::{Deserialize, Serialize};
@@ -193,6 +194,47 @@ impl<'de> Deserialize<'de> for Owner {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Whose limits, or whose use: what is counted for by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ScopeId {
+    /// A virtual key.
+    Key(KeyId),
+    /// All keys of a plan together.
+    Plan(Arc<str>),
+    /// A provider key.
+    ProviderKey(KeyId),
+    /// A team.
+    Team(Arc<str>),
+    /// A user.
+    User(Arc<str>),
+}
+
+impl ScopeId {
+    /// The kind's word; also a metric's label.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Key(_) => "key",
+            Self::Plan(_) => "plan",
+            Self::ProviderKey(_) => "provider_key",
+            Self::Team(_) => "team",
+            Self::User(_) => "user",
+        }
+    }
+}
+
+impl fmt::Display for ScopeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(id) => write!(f, "key {id}"),
+            Self::Plan(name) => write!(f, "plan {name}"),
+            Self::ProviderKey(id) => write!(f, "provider key {id}"),
+            Self::Team(id) => write!(f, "team {id}"),
+            Self::User(id) => write!(f, "user {id}"),
+        }
     }
 }
 

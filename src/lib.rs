@@ -38,11 +38,13 @@ pub mod clock;
 pub mod event;
 pub mod id;
 pub mod metrics;
+pub mod policy;
 pub mod secret;
 pub mod unit;
 
 pub mod entry;
 pub mod limit;
+pub mod owner;
 pub mod plan;
 pub mod provider_key;
 pub mod scan;

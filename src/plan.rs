@@ -4,16 +4,21 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::virtual_key::Limits;
+use crate::policy::Policy;
 
 /// A plan. What a key says itself goes before what its plan says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Plan {
     /// What people call it, and what keys name it by.
     pub name: String,
-    /// What each of its keys gets, unless the key says otherwise.
-    pub limits: Limits,
-    /// Globs of models its keys may call; empty is all.
+    /// Globs of models its keys may call; empty is all. A key's own globs narrow it further.
     pub models: Vec<String>,
+    /// What each of its keys may use.
+    #[serde(flatten)]
+    pub policy: Policy,
+    /// What all of its keys may use together.
+    pub shared: Policy,
+    /// The operator's own notes.
+    pub description: String,
 }

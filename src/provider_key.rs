@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{KeyId, Owner};
+use crate::policy::Policy;
 
 /// Whether a provider key may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -115,6 +116,9 @@ pub struct ProviderKey {
     /// Lower goes first within a tier.
     #[serde(default)]
     pub priority: u32,
+    /// What may be used of it.
+    #[serde(flatten)]
+    pub policy: Policy,
     /// Wall time of creation, milliseconds.
     pub created_ms: u64,
     /// Why it is in `error`; redacted.

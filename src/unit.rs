@@ -1,5 +1,5 @@
 //! Units: [`Usage`], what a provider says a call consumed, each figure with its unit in the name, and [`ServiceTier`];
-//! how durations (`30s`) and byte sizes (`8MiB`) are written.
+//! how money, durations (`30s`) and byte sizes (`8MiB`) are written.
 //!
 //! Owns the counting convention; leaves reading a provider's figures to `tally` and prices to `pricing`.
 
@@ -272,6 +272,30 @@ impl TokensSource {
     }
 }
 
+/// Billionths of a dollar as a decimal string, without trailing zeros.
+#[must_use]
+pub fn usd(nano: u64) -> String {
+    let text = format!("{}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Reads a decimal amount of dollars as billionths of one: exactly, or not at all.
+///
+/// # Errors
+/// When `text` is negative, not a decimal number, finer than a billionth, or above 18 billion dollars.
+pub fn parse_usd(text: &str) -> Result<u64, String> {
+    let bad =
+        || format!("{text:?} is no amount of dollars: write a decimal number such as 100 or 0.25, up to 9 places");
+    let (whole, places) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    if !digits(whole) || !digits(places) || places.len() > 9 {
+        return Err(bad());
+    }
+    let nano: u64 = format!("{places:0<9}").parse().map_err(|_| bad())?;
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    whole.checked_mul(1_000_000_000).and_then(|whole| whole.checked_add(nano)).ok_or_else(bad)
+}
+
 /// Durations as people write them: `500ms`, `30s`, `5m`, `24h`, `7d`. For `#[serde(with = "unit::duration")]`.
 pub mod duration {
     use std::time::Duration;
@@ -380,6 +404,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn money_is_a_decimal_string() {
+        for (nano, want) in [(0, "0"), (1, "0.000000001"), (12_300_000, "0.0123"), (100_000_000_000, "100")] {
+            assert_eq!((usd(nano).as_str(), parse_usd(want)), (want, Ok(nano)));
+        }
+        assert_eq!(parse_usd("0100.50"), Ok(100_500_000_000));
+        for bad in ["", ".", "1.", ".5", "-1", "+1", "1e3", "1,5", "0.0000000001", "18446744074", "$1", " 1"] {
+            assert!(parse_usd(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn durations() {

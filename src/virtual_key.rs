@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
 use crate::id::{KeyId, NoRandomness, Owner};
+use crate::policy::{Budget, Policy};
 use crate::secret::Secret;
 
 /// The prefix of keys made here, unless `VIRTUAL_KEY_PREFIX` says otherwise.
@@ -129,18 +130,6 @@ pub enum Status {
     Revoked,
 }
 
-/// Rates and concurrency; `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Requests per minute.
-    pub rpm: Option<u64>,
-    /// Tokens per minute, input and output.
-    pub tpm: Option<u64>,
-    /// Requests at the same time.
-    pub max_in_flight: Option<u64>,
-}
-
 /// How usage of a stream is learned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -177,6 +166,9 @@ pub struct KeysSection {
     pub default_rpm: Option<u64>,
     /// Tokens per minute of a new key; `None` is no limit.
     pub default_tpm: Option<u64>,
+    /// The budget of a new key; `None` is none.
+    #[serde(with = "crate::policy::written")]
+    pub default_budget: Option<Budget>,
     /// What is done with keys that are not ours.
     pub unknown_keys: UnknownKeys,
 }
@@ -189,6 +181,7 @@ impl Default for KeysSection {
             max_expires_days: None,
             default_rpm: None,
             default_tpm: None,
+            default_budget: None,
             unknown_keys: UnknownKeys::Refuse,
         }
     }
@@ -251,9 +244,12 @@ pub struct VirtualKey {
     /// Networks it may be used from; empty is all.
     #[serde(default)]
     pub sources: Vec<IpNet>,
-    /// Rates and concurrency.
+    /// The plan it is on: what the key does not say itself is as the plan says.
     #[serde(default)]
-    pub limits: Limits,
+    pub plan: Option<String>,
+    /// What it may use.
+    #[serde(flatten)]
+    pub policy: Policy,
     /// Overrides the provider's setting.
     #[serde(default)]
     pub stream_usage: Option<StreamUsage>,
@@ -426,7 +422,8 @@ mod tests {
             providers: vec![],
             endpoints: vec![],
             sources: vec![],
-            limits: Limits::default(),
+            plan: None,
+            policy: Policy::default(),
             stream_usage: None,
             ephemeral: false,
             metadata: Default::default(),

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::id::{KeyId, Owner};
+use crate::policy::{Budget, Counts, Otherwise, Quota};
 use crate::storage::Dimension;
 use crate::unit::duration;
 
@@ -200,7 +201,7 @@ pub enum Shell {
     Fish,
 }
 
-/// A number, or `none` for no limit.
+/// A value, or `none` for none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrNone<T>(pub Option<T>);
 
@@ -211,7 +212,7 @@ impl<T: FromStr<Err: std::fmt::Display>> FromStr for OrNone<T> {
         if text == "none" {
             return Ok(Self(None));
         }
-        text.parse().map(|value| Self(Some(value))).map_err(|error| format!("{error}; write a whole number, or none"))
+        text.parse().map(|value| Self(Some(value))).map_err(|error| format!("{error}; or write none"))
     }
 }
 
@@ -298,15 +299,12 @@ pub struct Grants {
     /// Networks it may be used from, with commas; '*' or '' is all
     #[arg(long, value_delimiter = ',', value_name = "CIDRS", value_parser = network)]
     pub sources: Option<Vec<String>>,
-    /// Requests per minute, or none
-    #[arg(long, value_name = "N")]
-    pub rpm: Option<OrNone<u64>>,
-    /// Tokens per minute, or none
-    #[arg(long, value_name = "N")]
-    pub tpm: Option<OrNone<u64>>,
-    /// Requests at the same time, or none
-    #[arg(long, value_name = "N")]
-    pub max_in_flight: Option<OrNone<u64>>,
+    /// The plan it is on; '' is none
+    #[arg(long, value_name = "NAME")]
+    pub plan: Option<String>,
+    /// What it may use.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
     /// Days from now until it expires; none or '' is never
     #[arg(long, value_name = "DAYS", value_parser = days)]
     pub expires_days: Option<OrNone<u32>>,
@@ -316,6 +314,41 @@ pub struct Grants {
     /// A note of your own; may be repeated. On update the other notes stay, and KEY= removes one
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub metadata: Vec<(String, String)>,
+}
+
+/// What may be used.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PolicyArgs {
+    /// Requests per minute, or none
+    #[arg(long, value_name = "N")]
+    pub rpm: Option<OrNone<u64>>,
+    /// Tokens per minute, or none
+    #[arg(long, value_name = "N")]
+    pub tpm: Option<OrNone<u64>>,
+    /// Which tokens --tpm counts: total, input, output, uncached or uncached_input
+    #[arg(long, value_name = "WHICH")]
+    pub tpm_counts: Option<Counts>,
+    /// Requests at the same time, or none
+    #[arg(long, value_name = "N")]
+    pub max_in_flight: Option<OrNone<u64>>,
+    /// Dollars, as 100 or 20/month,zone=Europe/Berlin,alert=50:80,shadow; may be repeated; none is no budget
+    #[arg(long, value_name = "USD[/WINDOW]")]
+    pub budget: Vec<OrNone<Budget>>,
+    /// Tokens in a window, as 1000000/day,counts=uncached; may be repeated; none is no quota
+    #[arg(long, value_name = "N[/WINDOW]")]
+    pub quota: Vec<OrNone<Quota>>,
+    /// Rates that only count what they would refuse, with commas: rpm, tpm, max_in_flight; '' is none
+    #[arg(long, value_delimiter = ',', value_name = "RATES")]
+    pub shadow: Option<Vec<String>>,
+    /// What becomes of a request for a model without a price where there is a budget: deny, allow, or none for the default
+    #[arg(long, value_name = "WHAT")]
+    pub unpriced: Option<OrNone<Otherwise>>,
+    /// What becomes of a request that cannot be recorded: deny, allow, or none for the default
+    #[arg(long, value_name = "WHAT")]
+    pub unrecorded: Option<OrNone<Otherwise>>,
+    /// Ends a stream that uses up what was reserved for it, when there is no more; true, false, or none
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub hard_stop: Option<OrNone<bool>>,
 }
 
 /// `--stream-usage`.
@@ -626,7 +659,8 @@ mod tests {
     fn what_does_not_parse() {
         for line in [
             "key create",
-            "key create --name a --budget 100",
+            "key create --name a --budget much",
+            "key create --name a --budget 100/hour",
             "provider-key add openai --name main --stdin --key-file x",
             "provider-key add openai --name main --owner alice",
             "provider-key test",

@@ -4,13 +4,11 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::args::{
-    Format, Grants, KeyCommand, KeyCreate, KeyUpdate, ListArgs, OrNone, StreamUsageArg, allowed, as_id,
-};
+use crate::cli::args::{Format, Grants, KeyCommand, KeyCreate, KeyUpdate, ListArgs, StreamUsageArg, allowed, as_id};
 use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::{self, Column};
-use crate::cli::{Session, secret_input, usage};
+use crate::cli::{Session, policy, secret_input, usage};
 use crate::storage::Dimension;
 use crate::unit::duration;
 
@@ -23,6 +21,8 @@ const COLUMNS: &[Column<'_>] = &[
     ("MODELS", "/models"),
     ("RPM", "/limits/rpm"),
     ("TPM", "/limits/tpm"),
+    ("BUDGET", "/max_budget"),
+    ("LEFT", "/budget_remaining"),
     ("EXPIRES", "/expires"),
     ("LAST USED", "/last_used"),
     ("REQUESTS", "/total_requests"),
@@ -92,9 +92,6 @@ fn grants(grants: &Grants) -> Map<String, Value> {
     fn put<T: serde::Serialize>(map: &mut Map<String, Value>, name: &str, value: Option<T>) {
         map.extend(value.map(|value| (name.to_owned(), json!(value))));
     }
-    fn unwrapped<T: Copy>(value: Option<OrNone<T>>) -> Option<Option<T>> {
-        value.map(|value| value.0)
-    }
     fn named(text: &String) -> Option<&String> {
         Some(text).filter(|text| !text.is_empty())
     }
@@ -105,7 +102,8 @@ fn grants(grants: &Grants) -> Map<String, Value> {
     put(&mut body, "providers", grants.providers.as_deref().map(allowed));
     put(&mut body, "endpoints", grants.endpoints.as_deref().map(allowed));
     put(&mut body, "sources", grants.sources.as_deref().map(allowed));
-    put(&mut body, "expires_days", unwrapped(grants.expires_days));
+    put(&mut body, "plan", grants.plan.as_ref().map(named));
+    put(&mut body, "expires_days", grants.expires_days.map(|days| days.0));
     put(
         &mut body,
         "stream_usage",
@@ -114,13 +112,7 @@ fn grants(grants: &Grants) -> Map<String, Value> {
             StreamUsageArg::Request => "request",
         }),
     );
-    let mut limits = Map::new();
-    put(&mut limits, "rpm", unwrapped(grants.rpm));
-    put(&mut limits, "tpm", unwrapped(grants.tpm));
-    put(&mut limits, "max_in_flight", unwrapped(grants.max_in_flight));
-    if !limits.is_empty() {
-        body.insert("limits".to_owned(), Value::Object(limits));
-    }
+    body.extend(policy::fields(&grants.policy));
     if !grants.metadata.is_empty() {
         let notes: Map<String, Value> =
             grants.metadata.iter().map(|(key, value)| (key.clone(), json!(named(value)))).collect();
@@ -220,14 +212,14 @@ pub(super) fn one_of(items: &Value, said: &str, what: &str) -> Result<String, Fa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::args::{OrNone, PolicyArgs};
 
     #[test]
     fn flags_become_fields() {
         let said = Grants {
             user: Some("alice".to_owned()),
             models: Some(vec!["gpt-*".to_owned()]),
-            rpm: Some(OrNone(Some(60))),
-            tpm: Some(OrNone(None)),
+            policy: PolicyArgs { rpm: Some(OrNone(Some(60))), tpm: Some(OrNone(None)), ..PolicyArgs::default() },
             expires_days: Some(OrNone(None)),
             stream_usage: Some(StreamUsageArg::Request),
             metadata: vec![("a".to_owned(), "b".to_owned()), ("c".to_owned(), String::new())],

@@ -14,6 +14,7 @@ pub mod failure;
 mod init;
 mod keys;
 pub mod out;
+mod policy;
 mod provider_keys;
 pub mod sdk;
 pub mod secret_input;

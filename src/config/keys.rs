@@ -18,6 +18,8 @@ pub enum Kind {
     Duration,
     /// A whole number.
     Integer,
+    /// `"100/month"`: dollars, and until when they have to last.
+    Money,
     /// `"8MiB"`, or bytes.
     Size,
     /// Free text.
@@ -82,6 +84,12 @@ pub static KEYS: &[Key] = &[
     ),
     key("keys.default_rpm", Kind::Integer, "", "Requests per minute of a new virtual key; no limit unless set."),
     key("keys.default_tpm", Kind::Integer, "", "Tokens per minute of a new virtual key; no limit unless set."),
+    key(
+        "keys.default_budget",
+        Kind::Money,
+        "",
+        "Dollars of a new virtual key, as \"100\" or \"20/month,zone=Europe/Berlin\"; none unless set.",
+    ),
     key(
         "keys.unknown_keys",
         Kind::Word(&["refuse", "pass"]),
@@ -172,6 +180,7 @@ fn example(kind: Kind) -> String {
         Kind::Bool => "true",
         Kind::Duration | Kind::Timeout => "\"30s\"",
         Kind::Integer => "1000",
+        Kind::Money => "\"100/month\"",
         Kind::Size => "\"8MiB\"",
         Kind::Text => "\"…\"",
         Kind::Texts => "[\"…\"]",
@@ -201,7 +210,7 @@ fn property(key: &Key) -> Value {
     let mut property = match key.kind {
         Kind::Bool => json!({"type": "boolean"}),
         Kind::Integer => json!({"type": "integer", "minimum": 0}),
-        Kind::Address | Kind::Text => json!({"type": "string"}),
+        Kind::Address | Kind::Money | Kind::Text => json!({"type": "string"}),
         Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
         Kind::Duration => json!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}),
         Kind::Size => {

@@ -218,6 +218,7 @@ const OTHER_VARIABLES: &[&str] =
 /// Older names that are honoured too; `SIDEKEY_*` wins over them.
 const ALIASES: &[(&str, &str)] = &[
     ("VIRTUAL_KEY_PREFIX", "keys.prefix"),
+    ("VIRTUAL_KEY_DEFAULT_BUDGET", "keys.default_budget"),
     ("VIRTUAL_KEY_DEFAULT_RPM", "keys.default_rpm"),
     ("VIRTUAL_KEY_DEFAULT_TPM", "keys.default_tpm"),
 ];
@@ -352,6 +353,7 @@ mod tests {
             &[
                 ("VIRTUAL_KEY_PREFIX", "old"),
                 ("SIDEKEY_KEYS__PREFIX", "123"),
+                ("VIRTUAL_KEY_DEFAULT_BUDGET", "keys.default_budget"),
                 ("VIRTUAL_KEY_DEFAULT_RPM", "60"),
                 ("VIRTUAL_KEY_DEFAULT_TPM", "1000"),
                 ("VIRTUAL_KEY_DEFAULT_BUDGET", "5"),

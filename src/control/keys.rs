@@ -11,18 +11,21 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::clock::parse_rfc3339;
+use crate::control::policy::{With, said, set};
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::view::KeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
 use crate::id::{KeyId, is_name};
+use crate::limit::Moment;
+use crate::policy::{Limits, Policy};
 use crate::provider::{Endpoint, NoProvider, provider};
 use crate::storage::KeyState;
 use crate::unit::duration;
-use crate::virtual_key::{Limits, Previous, Status, StreamUsage, VirtualKey, generate, is_prefix, parse_id};
+use crate::virtual_key::{KeysSection, Previous, Status, StreamUsage, VirtualKey, generate, is_prefix, parse_id};
 
 const DAY_MS: u64 = 86_400_000;
 
@@ -45,7 +48,8 @@ pub(super) struct Wish {
     endpoints: Option<Option<Vec<String>>>,
     #[serde(deserialize_with = "said")]
     sources: Option<Option<Vec<String>>>,
-    limits: WishedLimits,
+    #[serde(deserialize_with = "said")]
+    plan: Option<Option<String>>,
     #[serde(deserialize_with = "said")]
     expires_days: Option<Option<u32>>,
     #[serde(deserialize_with = "said")]
@@ -56,23 +60,6 @@ pub(super) struct Wish {
     #[serde(deserialize_with = "said")]
     metadata: Option<Option<BTreeMap<String, Option<String>>>>,
     ephemeral: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct WishedLimits {
-    #[serde(deserialize_with = "said")]
-    rpm: Option<Option<u64>>,
-    #[serde(deserialize_with = "said")]
-    tpm: Option<Option<u64>>,
-    #[serde(deserialize_with = "said")]
-    max_in_flight: Option<Option<u64>>,
-}
-
-/// Tells null from absent.
-#[expect(clippy::option_option, reason = "absent, null and a value are three things")]
-fn said<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -100,8 +87,8 @@ pub(super) async fn list(
     let mut keys: Vec<&Arc<KeyState>> = snapshot.virtual_keys().filter(wanted).collect();
     keys.sort_by_key(|key| (key.record.created_ms, key.record.id));
     let Page { items, next } = page(keys, |key| key.record.id, query.cursor, query.limit)?;
-    let now = state.clock.wall_ms();
-    let views: Vec<KeyView> = items.iter().map(|key| KeyView::new(key, now)).collect();
+    let at = Moment::of(&state.clock);
+    let views: Vec<KeyView> = items.iter().map(|key| KeyView::new(key, at)).collect();
     Ok(Json(json!({"keys": views, "next_cursor": next})))
 }
 
@@ -110,8 +97,9 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let wish: Wish = parse(&headers, &body, Tell::All)?;
-    let now = state.clock.wall_ms();
+    let With { policy, rest: wish } = parse::<With<Wish>>(&headers, &body, Tell::All)?;
+    let at = Moment::of(&state.clock);
+    let now = at.wall_ms;
     let id = KeyId::random().map_err(|error| Problem::internal(error.to_string()))?;
     let prefix = wish.prefix.clone().unwrap_or_else(|| state.keys.prefix.clone());
     if !is_prefix(&prefix) {
@@ -135,15 +123,17 @@ pub(super) async fn create(
         providers: Vec::new(),
         endpoints: Vec::new(),
         sources: Vec::new(),
-        limits: Limits { rpm: state.keys.default_rpm, tpm: state.keys.default_tpm, max_in_flight: None },
+        plan: None,
+        policy: defaults(&state.keys),
         stream_usage: None,
         ephemeral: wish.ephemeral.unwrap_or(false),
         metadata: BTreeMap::new(),
         version: 0,
     };
     wish.apply(&state, &mut record, now)?;
+    policy.apply(&mut record.policy)?;
     let made = state.store.create_virtual_key(record).await?;
-    let body = json!({"key": key.expose(), "key_data": KeyView::new(&made, now)});
+    let body = json!({"key": key.expose(), "key_data": KeyView::new(&made, at)});
     let location = format!("/api/keys/{id}");
     Ok((StatusCode::CREATED, [(header::LOCATION, location), (header::ETAG, etag(made.record.version))], Json(body))
         .into_response())
@@ -159,7 +149,7 @@ pub(super) async fn update(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let wish: Wish = parse(&headers, &body, Tell::All)?;
+    let With { policy, rest: wish } = parse::<With<Wish>>(&headers, &body, Tell::All)?;
     for (field, said) in [("prefix", wish.prefix.is_some()), ("ephemeral", wish.ephemeral.is_some())] {
         if said {
             return Err(Problem::invalid(field, "cannot change").fix("make a new key"));
@@ -170,6 +160,7 @@ pub(super) async fn update(
         if let Some(name) = &wish.name {
             record.name.clone_from(name);
         }
+        policy.apply(&mut record.policy)?;
         wish.apply(&state, record, now)
     })
     .await
@@ -207,14 +198,15 @@ pub(super) async fn rotate(
     }
     let key =
         generate(&before.record.prefix, before.record.id).map_err(|error| Problem::internal(error.to_string()))?;
-    let now = state.clock.wall_ms();
+    let at = Moment::of(&state.clock);
+    let now = at.wall_ms;
     let expected = expected_version(&headers)?.unwrap_or(before.record.version);
     let mut record = before.record.clone();
     let until_ms = now.saturating_add(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
     record.previous = (until_ms > now).then_some(Previous { digest: record.digest, until_ms });
     record.digest = state.store.snapshot().digest_key().digest(key.expose());
     let made = state.store.update_virtual_key(record, expected).await?;
-    let body = json!({"key": key.expose(), "key_data": KeyView::new(&made, now)});
+    let body = json!({"key": key.expose(), "key_data": KeyView::new(&made, at)});
     Ok(([(header::ETAG, etag(made.record.version))], Json(body)).into_response())
 }
 
@@ -274,7 +266,7 @@ pub(super) async fn validate(
     let presented: Presented = parse(&headers, &body, Tell::Names)?;
     let key = crate::secret::Secret::new(presented.key);
     let snapshot = state.store.snapshot();
-    let now = state.clock.wall_ms();
+    let at = Moment::of(&state.clock);
     let found = parse_id(key.expose()).map(|id| snapshot.virtual_key(id));
     let (reason, data) = match found {
         None => (Some("malformed"), None),
@@ -283,8 +275,8 @@ pub(super) async fn validate(
             let digest = snapshot.digest_key().digest(key.expose());
             // The source is the app's, not ours: it is not judged here.
             let record = VirtualKey { sources: Vec::new(), ..found.record.clone() };
-            match record.check(digest, now, None) {
-                Ok(()) => (None, Some(KeyView::new(found, now))),
+            match record.check(digest, at.wall_ms, None) {
+                Ok(()) => (None, Some(KeyView::new(found, at))),
                 Err(rejection) => (Some(rejection.as_str()), None),
             }
         }
@@ -300,7 +292,7 @@ pub(super) fn find(state: &ControlState, id: &str) -> Result<Arc<KeyState>, Prob
 }
 
 fn answer(state: &ControlState, key: &KeyState) -> Response {
-    let view = KeyView::new(key, state.clock.wall_ms());
+    let view = KeyView::new(key, Moment::of(&state.clock));
     ([(header::ETAG, etag(key.record.version))], Json(view)).into_response()
 }
 
@@ -322,27 +314,21 @@ async fn change(
 impl Wish {
     /// Writes what was said into `record`.
     fn apply(&self, state: &ControlState, record: &mut VirtualKey, now: u64) -> Result<(), Problem> {
-        for (field, name) in [("name", Some(&record.name)), ("user", flat(&self.user)), ("team", flat(&self.team))] {
+        for (field, name) in [
+            ("name", Some(&record.name)),
+            ("user", flat(&self.user)),
+            ("team", flat(&self.team)),
+            ("plan", flat(&self.plan)),
+        ] {
             if name.is_some_and(|name| !is_name(name)) {
                 return Err(Problem::invalid(field, "must be 1 to 128 printable characters without spaces around"));
             }
         }
         set(&mut record.user, &self.user);
         set(&mut record.team, &self.team);
+        set(&mut record.plan, &self.plan);
         set(&mut record.stream_usage, &self.stream_usage);
         self.apply_lists(state, record)?;
-        for (field, limit, said) in [
-            ("limits.rpm", &mut record.limits.rpm, &self.limits.rpm),
-            ("limits.tpm", &mut record.limits.tpm, &self.limits.tpm),
-            ("limits.max_in_flight", &mut record.limits.max_in_flight, &self.limits.max_in_flight),
-        ] {
-            if *said == Some(Some(0)) {
-                return Err(
-                    Problem::invalid(field, "0 would refuse everything").fix("disable the key, or leave the limit out")
-                );
-            }
-            set(limit, said);
-        }
         self.apply_metadata(record);
         self.apply_expiry(state, record, now)
     }
@@ -415,6 +401,12 @@ impl Wish {
     }
 }
 
+/// What a key may use of which nothing was said.
+fn defaults(section: &KeysSection) -> Policy {
+    let limits = Limits { rpm: section.default_rpm, tpm: section.default_tpm, ..Limits::default() };
+    Policy { limits, budgets: section.default_budget.clone().into_iter().collect(), ..Policy::default() }
+}
+
 /// A provider by id or alias, as its id; one that is switched off, or still lacks its base URL, may be named ahead.
 fn provider_id(state: &ControlState, name: &str) -> Result<String, Problem> {
     match state.registry.lookup(name) {
@@ -425,12 +417,6 @@ fn provider_id(state: &ControlState, name: &str) -> Result<String, Problem> {
             Some(row) => Ok(row.id.to_owned()),
             None => Err(Problem::invalid("providers", error.to_string())),
         },
-    }
-}
-
-fn set<T: Clone>(field: &mut Option<T>, said: &Option<Option<T>>) {
-    if let Some(value) = said {
-        field.clone_from(value);
     }
 }
 

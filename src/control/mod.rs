@@ -22,6 +22,7 @@
 
 pub mod health;
 mod keys;
+pub mod policy;
 pub mod problem;
 mod provider_keys;
 pub mod socket;

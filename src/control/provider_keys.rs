@@ -18,6 +18,7 @@ use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::view::ProviderKeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
 use crate::id::{KeyId, Owner, is_name};
+use crate::policy::Policy;
 use crate::provider_key::{Origin, ProviderKey, Status};
 use crate::secret::Secret;
 use crate::storage::{ProviderKeyState, Store, StoreError};
@@ -147,6 +148,7 @@ pub(super) async fn add(
         bound_to: upstream.origin().to_owned(),
         models: addition.models,
         priority: addition.priority,
+        policy: Policy::default(),
         created_ms: now,
         last_error: None,
         version: 0,

@@ -130,8 +130,14 @@ async fn a_key_is_made_shown_changed_and_removed() {
         "id": id, "name": "app", "status": "active", "prefix": "sk-side", "user": "alice", "team": null,
         "created": "2023-11-14T22:13:20.000Z", "expires": "2024-11-13T22:13:20.000Z",
         "models": ["gpt-4o*", "claude-*"], "providers": [], "endpoints": [], "sources": [],
-        "limits": {"rpm": 60, "tpm": 1000, "max_in_flight": null},
-        "stream_usage": null, "ephemeral": false, "metadata": {}, "rotation_grace_until": null,
+        "plan": null, "limits": {"rpm": 60, "tpm": 1000, "max_in_flight": null},
+        "in_force": [
+            {"scope": "key", "scope_id": id, "limit": "rpm", "value": 60, "used": 0, "reserved": 0, "remaining": 60,
+             "resets": null, "shadow": false},
+            {"scope": "key", "scope_id": id, "limit": "tpm", "value": 1000, "used": 0, "reserved": 0,
+             "remaining": 1000, "resets": null, "shadow": false},
+        ],
+        "max_budget": null, "budget_remaining": null, "stream_usage": null, "ephemeral": false, "metadata": {}, "rotation_grace_until": null,
         "last_used": null, "total_requests": 0, "total_tokens": 0, "spent": "0", "version": 1,
     });
     assert_eq!(made.body["key_data"], want);

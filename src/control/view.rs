@@ -10,12 +10,15 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::clock::rfc3339;
-use crate::entry::usd;
+use crate::control::policy::{Figure, LimitView};
 use crate::id::{KeyId, Owner};
+use crate::limit::{Consumption, Kind, Moment};
+use crate::policy::Policy;
 use crate::provider::Upstream;
 use crate::provider_key;
 use crate::storage::{KeyState, KeyStats, ProviderKeyState};
-use crate::virtual_key::{Limits, StreamUsage};
+use crate::unit::usd;
+use crate::virtual_key::StreamUsage;
 
 /// A virtual key, without its secret.
 #[derive(Clone, Debug, Serialize)]
@@ -33,7 +36,16 @@ pub struct KeyView {
     pub providers: Vec<String>,
     pub endpoints: Vec<String>,
     pub sources: Vec<IpNet>,
-    pub limits: Limits,
+    pub plan: Option<String>,
+    /// What the key's own record says; its plan adds to it.
+    #[serde(flatten)]
+    pub policy: Policy,
+    /// How every limit of every scope stands that its requests count for.
+    pub in_force: Vec<LimitView>,
+    /// The budget in force, of several the one of which least is left; US dollars, a decimal string.
+    pub max_budget: Option<Figure>,
+    /// What is left of it.
+    pub budget_remaining: Option<Figure>,
     pub stream_usage: Option<StreamUsage>,
     pub ephemeral: bool,
     pub metadata: BTreeMap<String, String>,
@@ -50,12 +62,19 @@ pub struct KeyView {
 impl KeyView {
     /// The view of a key at a time.
     #[must_use]
-    pub fn new(state: &KeyState, wall_ms: u64) -> Self {
+    pub fn new(state: &KeyState, at: Moment) -> Self {
         let record = state.record.clone();
         let stats = Stats::read(&state.stats);
-        let grace = record.previous.filter(|previous| wall_ms < previous.until_ms);
+        let grace = record.previous.filter(|previous| at.wall_ms < previous.until_ms);
+        let need = Consumption::default();
+        let reports: Vec<_> = state.scopes.iter().flat_map(|scope| scope.report(at, &need)).collect();
+        let budgets = reports.iter().filter(|report| matches!(report.limit, Kind::Budget(_)));
+        let budget = budgets.min_by_key(|report| report.remaining());
         Self {
-            status: record.status_word(wall_ms),
+            max_budget: budget.map(|report| Figure::of(report.limit, report.value)),
+            budget_remaining: budget.map(|report| Figure::of(report.limit, report.remaining())),
+            in_force: reports.iter().map(LimitView::from).collect(),
+            status: record.status_word(at.wall_ms),
             id: record.id,
             name: record.name,
             prefix: record.prefix,
@@ -67,7 +86,8 @@ impl KeyView {
             providers: record.providers,
             endpoints: record.endpoints,
             sources: record.sources,
-            limits: record.limits,
+            plan: record.plan,
+            policy: record.policy,
             stream_usage: record.stream_usage,
             ephemeral: record.ephemeral,
             metadata: record.metadata,

@@ -12,11 +12,16 @@ impl InFlight {
     /// Counts one more in, unless `max` are in already.
     pub(super) fn enter(&self, max: Option<u64>) -> Result<(), u64> {
         let Some(max) = max else {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.enter_anyway();
             return Ok(());
         };
         let room = |open| if open < max { Some(open + 1) } else { None };
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).map(drop)
+    }
+
+    /// Counts one more in, whatever the limit.
+    pub(super) fn enter_anyway(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts one out that [`InFlight::enter`] counted in.

@@ -2,8 +2,7 @@
 //!
 //! Owns the estimate; leaves the decision to `limit`.
 
-use crate::clock::Nanos;
-use crate::limit::Permit;
+use crate::limit::{Consumption, Moment, Permit};
 use crate::provider::Asked;
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::Error;
@@ -13,32 +12,17 @@ use crate::tally::Wire;
 /// overdraw; settlement returns what was too much.
 const DEFAULT_OUTPUT: u64 = 512;
 
-/// What a request is thought to consume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Estimate {
-    /// Tokens it holds.
-    pub(super) input: u64,
-    /// Tokens it will be answered with.
-    pub(super) output: u64,
-}
-
-impl Estimate {
-    /// By what was read of the request; nothing for calls that consume nothing.
-    pub(super) fn of(wire: Wire, input: u64, asked: &Asked) -> Self {
-        if wire == Wire::None {
-            return Self::default();
-        }
-        let output = if wire.has_output() { asked.max_output.unwrap_or(DEFAULT_OUTPUT) } else { 0 };
-        Self { input, output }
+/// What a request is thought to consume, by what was read of it; nothing for calls that consume nothing.
+pub(super) fn estimate(wire: Wire, input: u64, asked: &Asked) -> Consumption {
+    if wire == Wire::None {
+        return Consumption::default();
     }
-
-    fn total(self) -> u64 {
-        self.input.saturating_add(self.output)
-    }
+    let output = if wire.has_output() { asked.max_output.unwrap_or(DEFAULT_OUTPUT) } else { 0 };
+    Consumption::tokens(input, output)
 }
 
 /// Reserves the estimate on every limit of the caller, or nothing.
-pub(super) fn admit(caller: &Caller, estimate: Estimate, now: Nanos) -> Result<Option<Permit>, Error> {
+pub(super) fn admit(caller: &Caller, estimate: Consumption, at: Moment) -> Result<Option<Permit>, Error> {
     let Some(key) = caller.key() else { return Ok(None) };
-    Ok(Some(key.limits.reserve(now, estimate.total())?))
+    Ok(Some(Permit::reserve(&key.scopes, at, estimate)?))
 }

@@ -27,7 +27,7 @@ pub(super) enum Error {
     #[error("virtual key not accepted: {}", .0.as_str())]
     KeyNotAccepted(Rejection),
     #[error("{0}")]
-    Limited(#[from] limit::Refused),
+    Limited(#[from] Box<limit::Refused>),
     #[error("this virtual key may not use the model {model:?}; its models are {allowed}")]
     ModelNotAllowed { model: String, allowed: String },
     #[error(
@@ -58,8 +58,8 @@ impl Error {
             Self::KeyNotAccepted(reason) => rejection(*reason),
             Self::Limited(refused) => {
                 let counted = match refused.limit {
-                    limit::Kind::Tpm => Counted::Tokens,
-                    limit::Kind::InFlight | limit::Kind::Rpm => Counted::Requests,
+                    limit::Kind::Quota(..) | limit::Kind::Tpm => Counted::Tokens,
+                    limit::Kind::Budget(_) | limit::Kind::InFlight | limit::Kind::Rpm => Counted::Requests,
                 };
                 let wait = refused
                     .retry_after
@@ -101,7 +101,8 @@ impl Error {
             }
             Self::Internal(_) => RefusalKind::Internal,
             Self::KeyNotAccepted(reason) => rejection(*reason).kind,
-            Self::Limited(_) => RefusalKind::RateLimited,
+            Self::Limited(refused) if refused.limit.is_rate() => RefusalKind::RateLimited,
+            Self::Limited(_) => RefusalKind::InsufficientQuota,
             Self::ModelNotAllowed { .. } => RefusalKind::ModelNotAllowed,
             Self::NoProviderKey { .. } => RefusalKind::NoProviderKey,
             Self::NoSuchProvider { .. } => RefusalKind::NotFound,

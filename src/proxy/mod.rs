@@ -246,7 +246,7 @@ impl Proxy {
         let mut source = None;
         if let Some(open) = trail.account.open() {
             source = open.entry.key_source;
-            rates = open.key.as_ref().map(|key| key.limits.remaining(self.parts.clock.now())).unwrap_or_default();
+            rates = open.key.as_ref().map(|key| key.remaining(self.parts.clock.now())).unwrap_or_default();
         }
         let outcome = if error.is_upstreams() { Outcome::UpstreamError } else { Outcome::Refused };
         trail.account.refuse(response.status().as_u16(), refusal.kind.code(), outcome);

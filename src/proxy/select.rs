@@ -27,8 +27,8 @@ pub(super) enum Candidate {
 }
 
 /// Checks what the key may do.
-pub(super) fn permit(key: &VirtualKey, provider: &str, call: &Call<'_>, model: Option<&str>) -> Result<(), Error> {
-    let endpoint = call.endpoint;
+pub(super) fn permit(state: &KeyState, provider: &str, call: &Call<'_>, model: Option<&str>) -> Result<(), Error> {
+    let (key, endpoint) = (&state.record, call.endpoint);
     if !key.allows_provider(provider) {
         let allowed = list(&key.providers);
         return Err(Error::ProviderNotAllowed { provider: provider.to_owned(), allowed });
@@ -39,14 +39,14 @@ pub(super) fn permit(key: &VirtualKey, provider: &str, call: &Call<'_>, model: O
         let allowed = if key.endpoints.is_empty() { "all others".to_owned() } else { list(&key.endpoints) };
         return Err(Error::EndpointNotAllowed { endpoint: endpoint.as_str(), allowed });
     }
-    if key.allows_every_model() {
+    if state.allows_every_model() {
         return Ok(());
     }
     match model {
-        Some(model) if key.allows_model(model) => Ok(()),
-        Some(model) => Err(Error::ModelNotAllowed { model: model.to_owned(), allowed: list(&key.models) }),
+        Some(model) if state.allows_model(model) => Ok(()),
+        Some(model) => Err(Error::ModelNotAllowed { model: model.to_owned(), allowed: state.models_shown() }),
         None if endpoint.model_rule() == ModelRule::Irrelevant || key.names_endpoint(endpoint.as_str()) => Ok(()),
-        None => Err(Error::ModelUnknown { endpoint: endpoint.as_str(), allowed: list(&key.models) }),
+        None => Err(Error::ModelUnknown { endpoint: endpoint.as_str(), allowed: state.models_shown() }),
     }
 }
 

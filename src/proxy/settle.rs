@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Nanos};
 use crate::entry::{Entry, Outcome};
-use crate::limit::Permit;
+use crate::limit::{Consumption, Permit};
 use crate::proxy::ProxyParts;
 use crate::proxy::metrics::{Families, ProviderMetrics};
 use crate::storage::{Commit, Durability, KeyState, Ledger, ProviderKeyState};
@@ -271,11 +271,11 @@ impl Closed {
     fn write(self) -> Option<Commit> {
         let mut open = *self.open;
         let now = open.books.clock.now();
-        let charged = open.entry.tokens.billable();
+        let consumed = Consumption::of(&open.entry.tokens, open.entry.cost_nano_usd);
         match open.permit.take() {
             // Nothing went upstream: the request never was.
             Some(permit) if open.entry.attempts == 0 => permit.refund(),
-            Some(permit) => permit.settle(now, charged),
+            Some(permit) => permit.settle(now, consumed),
             None => {}
         }
         if let Some(provider_key) = &open.provider_key {
@@ -329,13 +329,14 @@ mod tests {
 
     use super::*;
     use crate::id::RequestId;
-    use crate::limit::KeyLimits;
+    use crate::id::ScopeId;
+    use crate::limit::{Moment, Scope, Watch};
     use crate::metrics::Metrics;
     use crate::net::tls::TlsClient;
+    use crate::policy::{Limits, Policy};
     use crate::provider::Registry;
     use crate::proxy::ProxySection;
     use crate::storage::{LedgerFilter, MasterKeyInputs, Store, StoreOptions, StoreSection};
-    use crate::virtual_key::Limits;
 
     fn parts(dir: &std::path::Path) -> ProxyParts {
         let clock = Clock::system();
@@ -412,18 +413,26 @@ mod tests {
         let parts = parts(dir.path());
         let (books, counting) = Books::new(&parts, Families::new(&Metrics::default())).unwrap();
         let books = Arc::new(books);
-        let limits = Limits { rpm: None, tpm: Some(1_000_000), max_in_flight: Some(1) };
+        let limits = Limits { tpm: Some(1_000_000), max_in_flight: Some(1), ..Limits::default() };
+        let policy = Policy { limits, ..Policy::default() };
         let opened = Mutex::new(Vec::new());
         let mut runner = TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() });
         let run = runner.run(&(endings(), 0..3_u32, any::<bool>()), |(endings, attempts, consumes)| {
-            let limits = Arc::new(KeyLimits::new(&limits));
+            let limits = Arc::new(Scope::new(ScopeId::User("u".into()), &policy, Watch::default()));
             let now_ms = books.clock.wall_ms();
             let request_id = RequestId::new(now_ms);
             let mut account = Account::new(Open {
                 books: Arc::clone(&books),
                 entry: entry(request_id, now_ms, attempts),
                 started: 0,
-                permit: Some(limits.reserve(books.clock.now(), 100).unwrap()),
+                permit: Some(
+                    Permit::reserve(
+                        std::slice::from_ref(&limits),
+                        Moment::of(&books.clock),
+                        Consumption::tokens(60, 40),
+                    )
+                    .unwrap(),
+                ),
                 key: None,
                 provider_key: None,
                 metrics: Arc::new(books.families.provider("openai")),

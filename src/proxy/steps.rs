@@ -12,7 +12,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::clock::Nanos;
 use crate::entry::{Entry, Outcome};
 use crate::id::{KeySource, is_name};
-use crate::limit::RateHeaders;
+use crate::limit::{Consumption, Moment, RateHeaders};
 use crate::provider::{Asked, Call, Upstream, check_path};
 use crate::proxy::authenticate::{Caller, Door, authenticate};
 use crate::proxy::error::Error;
@@ -80,7 +80,8 @@ impl Proxy {
         let authenticated = self.authenticate(arrival, identified)?;
         let selected = self.select(arrival, authenticated, trail).await?;
         // By the time the body is here, not the head: limits count what goes out.
-        let admitted = admit(self.parts.clock.now(), selected, trail)?;
+        let at = Moment { now: self.parts.clock.now(), wall_ms: arrival.wall_ms };
+        let admitted = admit(at, selected, trail)?;
         self.forward(arrival, admitted, trail).await
     }
 
@@ -138,7 +139,7 @@ impl Proxy {
             consumes: call.wire.has_output() || matches!(call.wire, Wire::GeminiEmbed | Wire::OpenAiEmbeddings),
         });
         if let Some(key) = caller.key() {
-            select::permit(&key.record, &upstream.id, &call, model)?;
+            select::permit(key, &upstream.id, &call, model)?;
             let wished = key.record.stream_usage.unwrap_or(upstream.stream_usage);
             if plain && wished == StreamUsage::Request {
                 taken.ask_for_usage(&asked);
@@ -242,7 +243,7 @@ impl Proxy {
             open.entry.ttfb_us = now.saturating_sub(arrival.started) / 1_000;
             open.entry.upstream_request_id = upstream_request_id(&head.headers);
             source = open.entry.key_source;
-            rates = open.key.as_ref().map(|key| key.limits.remaining(now)).unwrap_or_default();
+            rates = open.key.as_ref().map(|key| key.remaining(now)).unwrap_or_default();
         }
         match head.status {
             StatusCode::SWITCHING_PROTOCOLS => credentials::strip_choice(&mut head.headers),
@@ -262,13 +263,13 @@ fn identify(asking: Box<Asking>) -> Result<Identified, Error> {
 }
 
 /// Reserves what the request is thought to need.
-fn admit(now: Nanos, selected: Box<Selected>, trail: &mut Trail) -> Result<Admitted, Error> {
+fn admit(at: Moment, selected: Box<Selected>, trail: &mut Trail) -> Result<Admitted, Error> {
     let estimate = match selected.upgrade {
         // What a session will consume shows only as it goes; one token, so that a debt keeps it out.
-        Some(_) => admit::Estimate { input: 1, output: 0 },
-        None => admit::Estimate::of(selected.call.wire, selected.input_estimate, &selected.asked),
+        Some(_) => Consumption::tokens(1, 0),
+        None => admit::estimate(selected.call.wire, selected.input_estimate, &selected.asked),
     };
-    let permit = admit::admit(&selected.caller, estimate, now)?;
+    let permit = admit::admit(&selected.caller, estimate, at)?;
     trail.account.hold(permit);
     Ok(Admitted(selected))
 }
@@ -312,7 +313,7 @@ fn entry(
         upstream_request_id: None,
         price_version: None,
         service_tier: None,
-        plan: None,
+        plan: name(key.and_then(|key| key.plan.as_ref())),
         pool: None,
     }
 }

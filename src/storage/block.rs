@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Entry, Outcome};
-use crate::id::{KeyId, KeySource, RequestId};
+use crate::id::{KeyId, KeySource, RequestId, ScopeId};
 use crate::unit::{ServiceTier, TokensSource, Usage};
 
 use super::engine::MAX_VALUE;
@@ -200,6 +200,17 @@ impl<'a> StoredEntry<'a> {
             service_tier: self.service_tier,
             plan: self.plan.map(Into::into),
             pool: self.pool.map(Into::into),
+        }
+    }
+
+    /// True when it counts for this scope.
+    pub(super) fn counts_for(&self, id: &ScopeId) -> bool {
+        match id {
+            ScopeId::Key(id) => self.virtual_key.as_ref() == Some(id.as_bytes()),
+            ScopeId::Plan(name) => self.plan == Some(&**name),
+            ScopeId::ProviderKey(id) => self.provider_key.as_ref() == Some(id.as_bytes()),
+            ScopeId::Team(id) => self.team == Some(&**id),
+            ScopeId::User(id) => self.user == Some(&**id),
         }
     }
 

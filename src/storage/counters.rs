@@ -11,13 +11,15 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::entry::Entry;
-use crate::id::KeyId;
+use crate::id::{KeyId, ScopeId};
+use crate::limit::SavedAmount;
 
 use super::checksum::Checksum;
 use super::snapshot::SavedStats;
 
 const ROW_VERSION: u8 = 1;
+/// Of [`Saved`], since it has amounts.
+const AMOUNTS_VERSION: u8 = 2;
 /// The row that says what the others are as of.
 pub(super) const AS_OF: &[u8] = b"@";
 
@@ -28,45 +30,56 @@ pub(super) struct AsOf {
     pub(super) sum: Checksum,
 }
 
-/// Whose counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Counted {
-    ProviderKey(KeyId),
-    VirtualKey(KeyId),
+/// The key of a scope's row.
+pub(super) fn row_key(id: &ScopeId) -> Vec<u8> {
+    let (kind, name): (u8, &[u8]) = match id {
+        ScopeId::Key(id) => (b'v', id.as_bytes()),
+        ScopeId::Plan(name) => (b'n', name.as_bytes()),
+        ScopeId::ProviderKey(id) => (b'p', id.as_bytes()),
+        ScopeId::Team(id) => (b't', id.as_bytes()),
+        ScopeId::User(id) => (b'u', id.as_bytes()),
+    };
+    [&[kind][..], name].concat()
 }
 
-impl Counted {
-    pub(super) fn to_key(self) -> Vec<u8> {
-        let (kind, id) = match self {
-            Self::ProviderKey(id) => (b'p', id),
-            Self::VirtualKey(id) => (b'v', id),
-        };
-        [&[kind][..], id.as_bytes()].concat()
+/// Reads [`row_key`].
+pub(super) fn scope_of_row(key: &[u8]) -> Option<ScopeId> {
+    let (kind, name) = key.split_first()?;
+    let id = || Some(KeyId::from_bytes(name.try_into().ok()?));
+    let text = || Some(std::str::from_utf8(name).ok()?.into());
+    match kind {
+        b'n' => text().map(ScopeId::Plan),
+        b'p' => id().map(ScopeId::ProviderKey),
+        b't' => text().map(ScopeId::Team),
+        b'u' => text().map(ScopeId::User),
+        b'v' => id().map(ScopeId::Key),
+        _ => None,
+    }
+}
+
+/// A scope's row: what it used over its life, and of its budgets and quotas in their windows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Saved {
+    pub(super) stats: SavedStats,
+    pub(super) amounts: Vec<SavedAmount>,
+}
+
+impl Saved {
+    pub(super) fn row(&self) -> Vec<u8> {
+        let plain = vec![AMOUNTS_VERSION];
+        // As `saved_row`.
+        postcard::to_extend(&(self.stats, &self.amounts), plain).unwrap_or_default()
     }
 
-    pub(super) fn read(key: &[u8]) -> Option<Self> {
-        let (kind, id) = key.split_first()?;
-        let id = KeyId::from_bytes(id.try_into().ok()?);
-        match kind {
-            b'p' => Some(Self::ProviderKey(id)),
-            b'v' => Some(Self::VirtualKey(id)),
-            _ => None,
+    pub(super) fn read(row: &[u8]) -> Option<Self> {
+        match row.split_first()? {
+            (&AMOUNTS_VERSION, rest) => {
+                let (stats, amounts) = postcard::from_bytes(rest).ok()?;
+                Some(Self { stats, amounts })
+            }
+            // Before there were budgets.
+            _ => Some(Self { stats: read_saved(row)?, amounts: Vec::new() }),
         }
-    }
-}
-
-/// Whose counters an entry adds to.
-pub(super) fn counted(entry: &Entry) -> impl Iterator<Item = Counted> + use<> {
-    let virtual_key = entry.virtual_key.map(Counted::VirtualKey);
-    virtual_key.into_iter().chain(entry.provider_key.map(Counted::ProviderKey))
-}
-
-impl SavedStats {
-    pub(super) fn add(&mut self, entry: &Entry) {
-        self.last_used_ms = self.last_used_ms.max(entry.time_ms);
-        self.requests = self.requests.wrapping_add(1);
-        self.tokens = self.tokens.wrapping_add(entry.tokens.billable());
-        self.spent_nano_usd = self.spent_nano_usd.wrapping_add(entry.cost_nano_usd.unwrap_or(0));
     }
 }
 

@@ -81,6 +81,14 @@ pub enum StoreError {
         /// The record.
         id: RecordId,
     },
+    /// Another record needs it.
+    #[error("{id} is in use by key {by}")]
+    InUse {
+        /// The record.
+        id: RecordId,
+        /// A key that names it.
+        by: KeyId,
+    },
     /// A file could not be read or written.
     #[error("{what} {path}: {source}", path = path.display())]
     Io {

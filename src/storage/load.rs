@@ -8,21 +8,20 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::KeyId;
-use crate::limit::SavedLimits;
+use crate::id::ScopeId;
+use crate::limit::SavedRates;
 use crate::provider_key::{Origin, ProviderKey};
 use crate::secret::Secret;
 use crate::virtual_key::{DigestKey, VirtualKey};
 
 use super::StoreError;
-use super::block::{BlockKey, Entries, Unpacker};
+use super::block::{BlockKey, Entries, StoredEntry, Unpacker};
 use super::checksum::Checksum;
-use super::counters::{AS_OF, AsOf, Counted, counted, read_saved};
+use super::counters::{AS_OF, AsOf, Saved, read_saved, scope_of_row};
 use super::engine::{Change, Engine, EngineError, Tree, guarded};
 use super::journal::Frame;
 use super::named::{Kind, NamedState};
 use super::records::{checksum, open_row, read_record};
-use super::snapshot::SavedStats;
 use super::tail::{BlocksEnd, Tail};
 use super::vault::{Place, Vault, VaultError};
 
@@ -114,11 +113,9 @@ pub(super) struct Loaded {
     pub(super) provider_keys: Vec<(ProviderKey, Option<Secret>)>,
     pub(super) named: BTreeMap<(Kind, Arc<str>), NamedState>,
     /// Counters as they lie on disk.
-    pub(super) saved: HashMap<Counted, SavedStats>,
-    /// Counters that entries have been added to since, as of [`Tail::next_seq`].
-    pub(super) replayed: HashMap<Counted, SavedStats>,
+    pub(super) saved: HashMap<ScopeId, Saved>,
     pub(super) as_of: AsOf,
-    pub(super) limits: HashMap<KeyId, SavedLimits>,
+    pub(super) rates: HashMap<ScopeId, SavedRates>,
     pub(super) tail: Tail,
     /// Entries that should be in blocks and are not.
     pub(super) lost: u64,
@@ -165,9 +162,8 @@ pub(super) fn load(engine: &Engine, vault: &Vault, journal: &[Frame]) -> Result<
     // The journal starts anew only when everything before it has reached the disk.
     let journal_seq = journal.first().map_or(0, |frame| frame.first_seq);
     let lost = journal_seq.saturating_sub(blocks.next_seq);
-    let replayed = replay(engine, &tail, as_of.seq, &saved)?;
-    let limits = engine.rows(Tree::Limits)?;
-    let limits = limits.iter().filter_map(|(key, row)| Some((key_id(key)?, read_saved(row)?))).collect();
+    let rates = engine.rows(Tree::Limits)?;
+    let rates = rates.iter().filter_map(|(key, row)| Some((scope_of_row(key)?, read_saved(row)?))).collect();
     Ok(Some(Loaded {
         digest_key: DigestKey::from_bytes(digest_key),
         manifest,
@@ -175,9 +171,8 @@ pub(super) fn load(engine: &Engine, vault: &Vault, journal: &[Frame]) -> Result<
         provider_keys,
         named,
         saved,
-        replayed,
         as_of,
-        limits,
+        rates,
         tail,
         lost,
     }))
@@ -233,7 +228,7 @@ fn read_secret(vault: &Vault, record: &ProviderKey, row: &[u8]) -> Result<Secret
     text.map(Secret::new).ok_or_else(|| LoadError::Damaged(format!("the secret of {} is another's", record.id)))
 }
 
-fn read_counters(engine: &Engine, vault: &Vault) -> Result<(AsOf, HashMap<Counted, SavedStats>), LoadError> {
+fn read_counters(engine: &Engine, vault: &Vault) -> Result<(AsOf, HashMap<ScopeId, Saved>), LoadError> {
     let rows = engine.rows(Tree::Counters)?;
     let mut found = Checksum::default();
     let mut as_of = None;
@@ -244,10 +239,10 @@ fn read_counters(engine: &Engine, vault: &Vault) -> Result<(AsOf, HashMap<Counte
             continue;
         }
         found.add(vault.checksum_key(), key, row);
-        let (Some(key), Some(stats)) = (Counted::read(key), read_saved(row)) else {
+        let (Some(id), Some(saved)) = (scope_of_row(key), Saved::read(row)) else {
             return Err(LoadError::Damaged("a counter's row cannot be read".to_owned()));
         };
-        counters.insert(key, stats);
+        counters.insert(id, saved);
     }
     match as_of {
         Some(as_of) if as_of.sum == found => Ok((as_of, counters)),
@@ -256,50 +251,58 @@ fn read_counters(engine: &Engine, vault: &Vault) -> Result<(AsOf, HashMap<Counte
     }
 }
 
-/// Adds the entries recorded since the counters were saved.
-fn replay(
+/// Where to begin reading the ledger.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start {
+    /// At the entry of this number.
+    Seq(u64),
+    /// At what arrived at this wall time, milliseconds.
+    Time(u64),
+}
+
+/// Hands every entry from there on whose number is below `until_seq` to `visit`, those in no block yet included.
+pub(super) fn walk(
     engine: &Engine,
     tail: &Tail,
-    from_seq: u64,
-    saved: &HashMap<Counted, SavedStats>,
-) -> Result<HashMap<Counted, SavedStats>, LoadError> {
-    let mut replayed: HashMap<Counted, SavedStats> = HashMap::new();
-    let mut count = |first_seq: u64, entries: Entries<'_>| {
-        for stored in entries.skip(from_seq.saturating_sub(first_seq) as usize) {
-            let entry = stored.to_entry();
-            for key in counted(&entry) {
-                let before = || saved.get(&key).copied().unwrap_or_default();
-                replayed.entry(key).or_insert_with(before).add(&entry);
-            }
-        }
+    from: Start,
+    until_seq: u64,
+    visit: &mut dyn FnMut(&StoredEntry<'_>),
+) -> Result<(), EngineError> {
+    let mut hand = |first_seq: u64, entries: Entries<'_>| {
+        let wanted = |seq: u64, entry: &StoredEntry<'_>| match from {
+            Start::Seq(from) => seq >= from,
+            Start::Time(from) => entry.time_ms >= from,
+        };
+        let below = (first_seq..until_seq).zip(entries);
+        below.filter(|(seq, entry)| wanted(*seq, entry)).for_each(|(_, entry)| visit(&entry));
     };
     guarded(|| {
         let tree = engine.tree(Tree::Ledger);
-        let mut start = None;
-        for row in tree.iter().rev() {
-            let (key, _) = row?;
-            let first_seq = BlockKey::from_bytes(&key).map(|at| at.first_seq);
-            start = Some(key);
-            if first_seq.is_some_and(|first_seq| first_seq <= from_seq) {
-                break;
+        let mut start = BlockKey { epoch_ms: 0, first_seq: 0 }.to_bytes().to_vec();
+        match from {
+            // Every entry arrived at or before its block's epoch.
+            Start::Time(epoch_ms) => start = BlockKey { epoch_ms, first_seq: 0 }.to_bytes().to_vec(),
+            Start::Seq(from) => {
+                for row in tree.iter().rev() {
+                    let (key, _) = row?;
+                    start = key.to_vec();
+                    if BlockKey::from_bytes(&key).is_some_and(|at| at.first_seq <= from) {
+                        break;
+                    }
+                }
             }
         }
-        let Some(start) = start else { return Ok(()) };
         let mut unpacker = Unpacker::new();
         for row in tree.range(start..) {
             let (key, value) = row?;
             if let (Some(at), Some(entries)) = (BlockKey::from_bytes(&key), unpacker.unpack(&value)) {
-                count(at.first_seq, entries);
+                hand(at.first_seq, entries);
             }
         }
         Ok(())
     })?;
-    count(tail.pending_seq(), tail.pending().iter());
-    Ok(replayed)
-}
-
-fn key_id(key: &[u8]) -> Option<KeyId> {
-    Some(KeyId::from_bytes(key.try_into().ok()?))
+    hand(tail.pending_seq(), tail.pending().iter());
+    Ok(())
 }
 
 #[cfg(test)]

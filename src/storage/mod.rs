@@ -17,6 +17,7 @@
 //! | `vault`, `master` | sealed envelopes, and the master key they hang on |
 //! | `load`, `recover`, `lock`, `backup` | opening, damage, one owner, files to keep |
 //! | `records`, `named`, `snapshot` | changes of keys and of named records, and the view of them |
+//! | `scopes` | keys, users, teams and plans in use, and what limits they are held to |
 //! | `ledger`, `journal`, `tail`, `block`, `query`, `counters` | entries: in, safe, packed, out, summed |
 //! | `reference` | secrets that lie elsewhere |
 //! | `shared`, `writer` | the queue and the thread behind it |
@@ -37,6 +38,7 @@ mod query;
 mod records;
 mod recover;
 mod reference;
+mod scopes;
 mod shared;
 mod snapshot;
 mod tail;
@@ -45,7 +47,7 @@ mod tests;
 mod vault;
 mod writer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,18 +58,20 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Nanos};
 use crate::event::Events;
-use crate::id::KeyId;
+use crate::id::{KeyId, ScopeId};
+use crate::limit::{Moment, Watch};
 use crate::metrics::Metrics;
 use crate::provider_key::{self, ProviderKey};
 use crate::secret::Secret;
-use crate::virtual_key::{DigestKey, VirtualKey};
+use crate::virtual_key::VirtualKey;
 
-use counters::Counted;
 use journal::Journal;
+use load::Loaded;
 use lock::{DirLock, prepare_dir};
 use named::Record;
 use records::{Request, Stored};
 use recover::{Layout, Opened};
+use scopes::Scopes;
 use shared::{Command, Handle, Shared};
 use writer::{Parts, Writer};
 
@@ -77,7 +81,8 @@ pub use master::{MasterKey, MasterKeyError, MasterKeyInputs, MasterKeySource};
 pub use named::{Kind, Named, NamedState};
 pub use query::{BadDimension, Cursor, Dimension, LedgerFilter, Page, UsageGroup, UsageReport, UsageTotals};
 pub use reference::{ReferenceError, References};
-pub use snapshot::{EnvironmentKey, KeyState, KeyStats, ProviderKeyState, ProviderKeyStats, Snapshot};
+pub use scopes::{KeyState, ScopeState};
+pub use snapshot::{EnvironmentKey, KeyStats, ProviderKeyState, ProviderKeyStats, Snapshot};
 pub use vault::{Place, Vault, VaultError};
 
 /// Commands that wait for the writer at most.
@@ -188,7 +193,8 @@ impl Store {
         let mut opened = recover::open(&layout, &vault, &frames, clock.wall_ms())?;
         drop(frames);
         let events = Events::new(clock.clone(), &metrics);
-        let snapshot = first_snapshot(&mut opened, environment_keys, &clock);
+        let watch = Watch::new(events.clone(), &metrics);
+        let (snapshot, touched) = first_snapshot(&mut opened, environment_keys, &clock, watch)?;
         let (commands, command_queue) = sync_channel(COMMANDS_MAX);
         let (entries, entry_queue) = channel();
         let shared = Arc::new(Shared::new(snapshot, clock, &metrics, section.queue_capacity, commands, entries));
@@ -201,6 +207,7 @@ impl Store {
             vault,
             section: section.clone(),
             opened,
+            touched,
             journal,
             lock,
         });
@@ -442,53 +449,70 @@ fn open_vault(layout: &Layout, inputs: &MasterKeyInputs, create: bool) -> Result
     Ok((Vault::new(&key)?, source))
 }
 
-/// The snapshot of a store just opened, with counters and limits as they were left.
-fn first_snapshot(opened: &mut Opened, environment_keys: Vec<EnvironmentKey>, clock: &Clock) -> Snapshot {
-    let loaded = &mut opened.loaded;
-    let mut snapshot = build_snapshot(
-        loaded.digest_key.clone(),
-        loaded.manifest.generation,
-        std::mem::take(&mut loaded.virtual_keys),
-        std::mem::take(&mut loaded.provider_keys),
-        std::mem::take(&mut loaded.named),
-        None,
-    );
-    let (now, wall_ms) = (clock.now(), clock.wall_ms());
+/// The snapshot of a store just opened, with counters and limits as they were left, and the scopes that entries have
+/// been added to since they were saved.
+fn first_snapshot(
+    opened: &mut Opened,
+    environment_keys: Vec<EnvironmentKey>,
+    clock: &Clock,
+    watch: Watch,
+) -> Result<(Snapshot, HashSet<ScopeId>), StoreError> {
+    let Opened { engine, loaded, .. } = opened;
+    let mut snapshot = build_snapshot(loaded, None, watch);
+    let at = Moment::of(clock);
     for key in environment_keys {
-        snapshot.put_provider_key(Arc::new(ProviderKeyState::of_environment(key, wall_ms)));
+        snapshot.put_provider_key(Arc::new(ProviderKeyState::of_environment(key, at.wall_ms)));
     }
-    let counters = |key: Counted| loaded.replayed.get(&key).or_else(|| loaded.saved.get(&key)).copied();
-    for state in snapshot.virtual_keys() {
-        state.stats.restore(counters(Counted::VirtualKey(state.record.id)).unwrap_or_default());
-        if let Some(saved) = loaded.limits.get(&state.record.id) {
-            state.limits.restore(saved, now, wall_ms);
+    // What a user has spent outlives their keys, whose policy is not in force yet.
+    loaded.saved.keys().for_each(|id| snapshot.scopes.need_if_shared(id));
+    let _told_by_the_ledger = snapshot.enforce(at.wall_ms);
+    for id in snapshot.all_used() {
+        let Some((stats, scope)) = snapshot.used(&id) else { continue };
+        let saved = loaded.saved.get(&id).cloned().unwrap_or_default();
+        stats.restore(saved.stats);
+        if let Some(rates) = loaded.rates.get(&id) {
+            scope.restore(rates, at);
+        }
+        let unknown = scope.restore_amounts(&saved.amounts, at.wall_ms);
+        scopes::tell(&id, unknown, stats, at.wall_ms, &mut |since, visit| {
+            load::walk(engine, &loaded.tail, load::Start::Time(since), loaded.as_of.seq, visit)
+        })?;
+    }
+    let mut touched = HashSet::new();
+    let since = load::Start::Seq(loaded.as_of.seq);
+    load::walk(engine, &loaded.tail, since, u64::MAX, &mut |stored| {
+        let entry = stored.to_entry();
+        for id in scopes::counted(&entry) {
+            if let Some((stats, scope)) = snapshot.used(&id) {
+                stats.add(&entry);
+                scope.make_up(entry.time_ms, &scopes::consumed(&entry));
+                touched.insert(id);
+            }
+        }
+    })?;
+    for id in snapshot.all_used() {
+        if let Some((_, scope)) = snapshot.used(&id) {
+            scope.note_passed(at.wall_ms);
         }
     }
-    for state in snapshot.all_provider_keys() {
-        state.stats.used.restore(counters(Counted::ProviderKey(state.record.id)).unwrap_or_default());
-    }
-    snapshot
+    Ok((snapshot, touched))
 }
 
-/// A snapshot of these records; run-time state and keys of the environment come from the one `before`.
-fn build_snapshot(
-    digest_key: DigestKey,
-    generation: u64,
-    virtual_keys: Vec<VirtualKey>,
-    provider_keys: Vec<(ProviderKey, Option<Secret>)>,
-    named: BTreeMap<(Kind, Arc<str>), NamedState>,
-    before: Option<&Snapshot>,
-) -> Snapshot {
-    let mut snapshot = Snapshot::new(digest_key, generation);
-    snapshot.named = named;
-    for record in virtual_keys {
-        let known = before.and_then(|before| before.virtual_key(record.id));
-        let state = KeyState::new(record, known.map(|state| &**state));
-        snapshot.virtual_keys.insert(state.record.id, Arc::new(state));
+/// A snapshot of what was loaded; run-time state and keys of the environment come from the one `before`.
+fn build_snapshot(loaded: &mut Loaded, before: Option<&Snapshot>, watch: Watch) -> Snapshot {
+    let scopes = before.map_or_else(|| Scopes::new(watch), |before| before.scopes.clone());
+    let mut snapshot = Snapshot::new(loaded.digest_key.clone(), loaded.manifest.generation, scopes);
+    snapshot.named = std::mem::take(&mut loaded.named);
+    for record in std::mem::take(&mut loaded.virtual_keys) {
+        if let Some(known) = before.and_then(|before| before.virtual_key(record.id)) {
+            // For its run-time state; the record takes its place at once.
+            snapshot.virtual_keys.insert(record.id, known.clone());
+        }
+        snapshot.put_virtual_key(record);
     }
-    for (record, secret) in provider_keys {
+    for (record, secret) in std::mem::take(&mut loaded.provider_keys) {
         let known = before.and_then(|before| before.provider_key(record.id));
-        let state = ProviderKeyState::stored(record, secret, known.map(|state| &**state));
+        let state = ProviderKeyState::stored(record, secret, known.map(|state| &**state), &snapshot.scopes.watch);
         snapshot.put_provider_key(Arc::new(state));
     }
     for state in before.into_iter().flat_map(Snapshot::all_provider_keys).filter(|state| state.environment) {

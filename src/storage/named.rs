@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::owner::OwnerPolicy;
 use crate::plan::Plan;
 
 use super::StoreError;
@@ -19,6 +20,8 @@ use super::StoreError;
 /// A kind of named record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
+    /// [`OwnerPolicy`]s.
+    Owner,
     /// [`Plan`]s.
     Plan,
 }
@@ -30,6 +33,14 @@ pub trait Named: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'stat
 
     /// Its name, unique among its kind.
     fn name(&self) -> &str;
+}
+
+impl Named for OwnerPolicy {
+    const KIND: Kind = Kind::Owner;
+
+    fn name(&self) -> &str {
+        &self.owner
+    }
 }
 
 impl Named for Plan {
@@ -45,18 +56,21 @@ impl Kind {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Owner => "owner",
             Self::Plan => "plan",
         }
     }
 
     fn letter(self) -> u8 {
         match self {
+            Self::Owner => b'o',
             Self::Plan => b'p',
         }
     }
 
     fn of_letter(letter: u8) -> Option<Self> {
         match letter {
+            b'o' => Some(Self::Owner),
             b'p' => Some(Self::Plan),
             _ => None,
         }
@@ -65,6 +79,7 @@ impl Kind {
     /// Reads a record of this kind; `None` when it is not one.
     pub(super) fn decode(self, json: &[u8]) -> Option<Value> {
         match self {
+            Self::Owner => decode::<OwnerPolicy>(json),
             Self::Plan => decode::<Plan>(json),
         }
     }

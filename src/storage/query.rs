@@ -10,9 +10,9 @@ use serde::ser::{SerializeMap, SerializeStruct};
 use serde::{Serialize, Serializer};
 
 use crate::clock::rfc3339;
-use crate::entry::{Entry, Outcome, usd};
+use crate::entry::{Entry, Outcome};
 use crate::id::{KeyId, KeySource};
-use crate::unit::{TokensSource, Usage};
+use crate::unit::{TokensSource, Usage, usd};
 
 use super::block::{BlockKey, Entries, Head, StoredEntry, Unpacker};
 use super::engine::{EngineError, guarded};

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::id::KeyId;
+use crate::id::{KeyId, Owner, ScopeId};
+use crate::plan::Plan;
 use crate::provider_key::{self, Origin, ProviderKey};
 use crate::secret::Secret;
 use crate::virtual_key::VirtualKey;
@@ -20,7 +21,8 @@ use super::checksum::Checksum;
 use super::engine::{Change, Engine, MAX_VALUE, Tree};
 use super::load::Manifest;
 use super::named::{Kind, NamedState, Record};
-use super::snapshot::{KeyState, ProviderKeyState, Snapshot};
+use super::scopes::KeyState;
+use super::snapshot::{ProviderKeyState, Snapshot};
 use super::vault::{Place, Vault, VaultError};
 use super::{RecordId, StoreError};
 
@@ -116,12 +118,12 @@ impl<'a> Edit<'a> {
 
     fn put_virtual_key(&mut self, record: VirtualKey) -> Result<Stored, StoreError> {
         let id = record.id;
+        if let Some(name) = record.plan.as_deref().filter(|name| self.snapshot.named::<Plan>(name).is_none()) {
+            return Err(StoreError::NotFound { id: RecordId::Named(Kind::Plan, name.into()) });
+        }
         let value = record_row(self.vault, Tree::VirtualKeys, id, record.version, &record)?;
         self.put_row(Tree::VirtualKeys, id.as_bytes(), value)?;
-        let before = self.snapshot.virtual_keys.get(&id).map(|state| &**state);
-        let state = Arc::new(KeyState::new(record, before));
-        self.snapshot.virtual_keys.insert(id, state.clone());
-        Ok(Stored::VirtualKey(state))
+        Ok(Stored::VirtualKey(self.snapshot.put_virtual_key(record)))
     }
 
     fn create_provider_key(&mut self, record: ProviderKey, secret: Option<Secret>) -> Result<Stored, StoreError> {
@@ -176,7 +178,8 @@ impl<'a> Edit<'a> {
             None => self.remove_row(Tree::Secrets, id.as_bytes())?,
         }
         let before = self.snapshot.provider_key(id).cloned();
-        let state = Arc::new(ProviderKeyState::stored(record, secret, before.as_deref()));
+        let watch = &self.snapshot.scopes.watch;
+        let state = Arc::new(ProviderKeyState::stored(record, secret, before.as_deref(), watch));
         self.snapshot.put_provider_key(state.clone());
         Ok(Stored::ProviderKey(state))
     }
@@ -211,7 +214,8 @@ impl<'a> Edit<'a> {
         let row = seal_row(self.vault, Tree::Named, id(), &key, version, &json)?;
         self.put_row(Tree::Named, &key, row)?;
         let state = NamedState { version, value };
-        self.snapshot.named.insert((kind, name), state.clone());
+        self.snapshot.named.insert((kind, name.clone()), state.clone());
+        self.renew(kind, &name);
         Ok(Stored::Named(state))
     }
 
@@ -220,10 +224,28 @@ impl<'a> Edit<'a> {
         let Some(state) = self.snapshot.named.get(&(kind, name.clone())) else {
             return Err(StoreError::NotFound { id });
         };
-        check_version(id, state.version, expected)?;
+        check_version(id.clone(), state.version, expected)?;
+        let user = self.snapshot.virtual_keys.values().find(|key| key.record.plan.as_deref() == Some(&**name));
+        if let Some(key) = user.filter(|_| kind == Kind::Plan) {
+            return Err(StoreError::InUse { id, by: key.record.id });
+        }
         self.remove_row(Tree::Named, &kind.row_key(name))?;
         self.snapshot.named.remove(&(kind, name.clone()));
+        self.renew(kind, name);
         Ok(Stored::Nothing)
+    }
+
+    /// Has the keys follow that a record is for.
+    fn renew(&mut self, kind: Kind, name: &Arc<str>) {
+        let scope = match kind {
+            Kind::Plan => ScopeId::Plan(name.clone()),
+            Kind::Owner => match name.parse() {
+                Ok(Owner::Team(id)) => ScopeId::Team(id.into()),
+                Ok(Owner::User(id)) => ScopeId::User(id.into()),
+                Ok(Owner::System) | Err(_) => return,
+            },
+        };
+        self.snapshot.renew(&scope);
     }
 
     fn put_row(&mut self, tree: Tree, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {

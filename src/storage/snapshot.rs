@@ -12,13 +12,15 @@ use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
-use crate::id::{KeyId, Owner};
-use crate::limit::KeyLimits;
+use crate::id::{KeyId, Owner, ScopeId};
+use crate::limit::{Scope, Watch};
+use crate::policy::Policy;
 use crate::provider_key::{Origin, ProviderKey, Status};
 use crate::secret::Secret;
-use crate::virtual_key::{DigestKey, VirtualKey};
+use crate::virtual_key::DigestKey;
 
 use super::named::{Kind, Named, NamedState};
+use super::scopes::{KeyState, Scopes};
 
 /// Everything the request path needs, as of one moment. Never changed in place, but for the atomics in it.
 #[derive(Clone, Debug)]
@@ -27,17 +29,19 @@ pub struct Snapshot {
     provider_keys: HashMap<String, Vec<Arc<ProviderKeyState>>>,
     provider_keys_by_id: HashMap<KeyId, Arc<ProviderKeyState>>,
     pub(super) named: BTreeMap<(Kind, Arc<str>), NamedState>,
+    pub(super) scopes: Scopes,
     pub(super) digest_key: DigestKey,
     pub(super) generation: u64,
 }
 
 impl Snapshot {
-    pub(super) fn new(digest_key: DigestKey, generation: u64) -> Self {
+    pub(super) fn new(digest_key: DigestKey, generation: u64, scopes: Scopes) -> Self {
         Self {
             virtual_keys: HashMap::new(),
             provider_keys: HashMap::new(),
             provider_keys_by_id: HashMap::new(),
             named: BTreeMap::new(),
+            scopes,
             digest_key,
             generation,
         }
@@ -116,32 +120,6 @@ impl Snapshot {
     }
 }
 
-/// A virtual key in use.
-#[derive(Debug)]
-pub struct KeyState {
-    /// Its record.
-    pub record: VirtualKey,
-    /// Its rates and open requests; the same object before and after a change of the record.
-    pub limits: Arc<KeyLimits>,
-    /// What it used; the same object before and after a change of the record.
-    pub stats: Arc<KeyStats>,
-}
-
-impl KeyState {
-    pub(super) fn new(record: VirtualKey, before: Option<&Self>) -> Self {
-        let (limits, stats) = match before {
-            Some(before) => (before.limits.clone(), before.stats.clone()),
-            None => (Arc::new(KeyLimits::new(&record.limits)), Arc::default()),
-        };
-        Self { record, limits, stats }
-    }
-
-    /// Puts the record's limits in force. Not done by [`KeyState::new`], because a commit can fail after it.
-    pub(super) fn enforce(&self) {
-        self.limits.configure(&self.record.limits);
-    }
-}
-
 /// What a key used, over its whole life. Kept up by the store from ledger entries once they are committed, so it is
 /// their exact sum; read it with `Relaxed`.
 #[derive(Debug, Default)]
@@ -202,6 +180,8 @@ pub struct ProviderKeyState {
     /// The key itself; `None` while a reference has not been resolved, or its value is too old. The same cell before
     /// and after a change of the record that leaves the origin as it was.
     pub secret: Arc<ArcSwapOption<Secret>>,
+    /// Its own rates, amounts and open requests; the same object before and after a change of the record.
+    pub scope: Arc<Scope>,
     /// What it went through; the same object before and after a change of the record.
     pub stats: Arc<ProviderKeyStats>,
     /// True when it comes from an environment variable, not from the store.
@@ -210,10 +190,11 @@ pub struct ProviderKeyState {
 
 impl fmt::Debug for ProviderKeyState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { record, secret, stats, environment } = self;
+        let Self { record, secret, scope, stats, environment } = self;
         f.debug_struct("ProviderKeyState")
             .field("record", record)
             .field("resolved", &secret.load().is_some())
+            .field("scope", scope)
             .field("stats", stats)
             .field("environment", environment)
             .finish()
@@ -241,7 +222,7 @@ impl ProviderKeyState {
     }
 
     /// A stored key; `secret` is what its envelope held, `before` what it replaces.
-    pub(super) fn stored(record: ProviderKey, secret: Option<Secret>, before: Option<&Self>) -> Self {
+    pub(super) fn stored(record: ProviderKey, secret: Option<Secret>, before: Option<&Self>, watch: &Watch) -> Self {
         let kept = before.filter(|before| before.record.origin == record.origin);
         let cell = match secret {
             // A cell of its own: the commit that brings this secret can still fail.
@@ -249,7 +230,9 @@ impl ProviderKeyState {
             None => kept.map(|before| before.secret.clone()).unwrap_or_default(),
         };
         let stats = before.map(|before| before.stats.clone()).unwrap_or_default();
-        Self { record, secret: cell, stats, environment: false }
+        let made = || Arc::new(Scope::new(ScopeId::ProviderKey(record.id), &record.policy, watch.clone()));
+        let scope = before.map_or_else(made, |before| before.scope.clone());
+        Self { record, secret: cell, scope, stats, environment: false }
     }
 
     /// A system key from the environment. Its id is made of provider and variable, so that it is the same at every
@@ -270,12 +253,14 @@ impl ProviderKeyState {
             bound_to: String::new(),
             models: Vec::new(),
             priority: u32::MAX,
+            policy: Policy::default(),
             created_ms: now_ms,
             last_error: None,
             version: 0,
         };
         let secret = Arc::new(ArcSwapOption::from_pointee(key.secret));
-        Self { record, secret, stats: Arc::default(), environment: true }
+        let scope = Arc::new(Scope::new(ScopeId::ProviderKey(record.id), &record.policy, Watch::default()));
+        Self { record, secret, scope, stats: Arc::default(), environment: true }
     }
 
     fn order(&self) -> (bool, u32, u64, KeyId) {

@@ -12,9 +12,11 @@ use super::block::tests::entry;
 use super::*;
 use crate::entry::Entry;
 use crate::id::{KeySource, Owner};
+use crate::limit::{Consumption, Permit};
 use crate::plan::Plan;
+use crate::policy::{Limits, Policy};
 use crate::provider_key::Origin;
-use crate::virtual_key::Limits;
+use crate::virtual_key::DigestKey;
 
 const CANARY: &str = "sk-canary-0123456789abcdefghijklmnop";
 const START_MS: u64 = 1_700_000_000_000;
@@ -55,12 +57,18 @@ fn virtual_key(n: u64) -> VirtualKey {
         providers: vec![],
         endpoints: vec![],
         sources: vec![],
-        limits: Limits { rpm: Some(60), tpm: Some(1000), max_in_flight: None },
+        plan: None,
+        policy: Policy { limits: Limits { rpm: Some(60), tpm: Some(1000), ..Limits::default() }, ..Policy::default() },
         stream_usage: None,
         ephemeral: false,
         metadata: BTreeMap::new(),
         version: 0,
     }
+}
+
+fn use_up(key: &KeyState, clock: &Clock, tokens: u64) {
+    let used = Consumption::tokens(tokens, 0);
+    Permit::reserve(&key.scopes, Moment::of(clock), used).unwrap().settle(clock.now(), used);
 }
 
 fn provider_key(n: u64, origin: Origin) -> ProviderKey {
@@ -75,6 +83,7 @@ fn provider_key(n: u64, origin: Origin) -> ProviderKey {
         bound_to: "https://api.openai.com:443".into(),
         models: vec![],
         priority: 0,
+        policy: Policy::default(),
         created_ms: START_MS,
         last_error: None,
         version: 0,
@@ -147,7 +156,7 @@ async fn changes_are_refused_with_their_reason() {
 async fn named_records_have_names_and_versions() {
     let plan = |name: &str, rpm| Plan {
         name: name.into(),
-        limits: Limits { rpm: Some(rpm), ..Limits::default() },
+        policy: Policy { limits: Limits { rpm: Some(rpm), ..Limits::default() }, ..Policy::default() },
         ..Plan::default()
     };
     let dir = tempfile::tempdir().unwrap();
@@ -168,7 +177,8 @@ async fn named_records_have_names_and_versions() {
     drop(store);
 
     let store = open(&dir);
-    let kept: Vec<_> = store.snapshot().all_named::<Plan>().map(|(plan, version)| (plan.limits.rpm, version)).collect();
+    let kept: Vec<_> =
+        store.snapshot().all_named::<Plan>().map(|(plan, version)| (plan.policy.limits.rpm, version)).collect();
     assert_eq!(kept, [(Some(3), 2), (Some(4), 1)]);
     assert_eq!(*store.snapshot().named::<Plan>("free").unwrap().0, plan("free", 3));
     assert_eq!(store.health().recovered, None);
@@ -179,11 +189,12 @@ async fn run_time_state_outlives_a_change() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     let before = store.create_virtual_key(virtual_key(1)).await.unwrap();
-    before.limits.reserve(store.shared.clock.now(), 1).unwrap().settle(store.shared.clock.now(), 1);
-    let limits = Limits { rpm: Some(2), ..before.record.limits };
-    let after = store.update_virtual_key(VirtualKey { limits, ..before.record.clone() }, 1).await.unwrap();
-    assert!(Arc::ptr_eq(&before.limits, &after.limits) && Arc::ptr_eq(&before.stats, &after.stats));
-    assert_eq!(after.limits.limits().rpm, Some(2));
+    use_up(&before, &store.shared.clock, 1);
+    let limits = Limits { rpm: Some(2), ..before.record.policy.limits };
+    let policy = Policy { limits, ..Policy::default() };
+    let after = store.update_virtual_key(VirtualKey { policy, ..before.record.clone() }, 1).await.unwrap();
+    assert!(Arc::ptr_eq(&before.scope, &after.scope) && Arc::ptr_eq(&before.stats, &after.stats));
+    assert_eq!(after.scope.limits().rpm, Some(2));
 }
 
 #[tokio::test]
@@ -435,18 +446,18 @@ async fn limits_survive_a_restart() {
     let store = Store::open(options()).unwrap();
     let key = store.create_virtual_key(virtual_key(1)).await.unwrap();
     for _ in 0..20 {
-        key.limits.reserve(clock.now(), 10).unwrap().settle(clock.now(), 10);
+        use_up(&key, &clock, 10);
     }
-    let before = key.limits.remaining(clock.now());
+    let before = key.remaining(clock.now());
     drop(store);
     let store = Store::open(options()).unwrap();
     let key = store.snapshot().virtual_key(id(1)).unwrap().clone();
-    assert_eq!(key.limits.remaining(clock.now()), before);
+    assert_eq!(key.remaining(clock.now()), before);
     clock.advance_ms(120_000);
     drop(store);
     let store = Store::open(options()).unwrap();
     let key = store.snapshot().virtual_key(id(1)).unwrap().clone();
-    assert_eq!(key.limits.remaining(clock.now()).remaining_rpm, Some(60));
+    assert_eq!(key.remaining(clock.now()).remaining_rpm, Some(60));
 }
 
 #[tokio::test]

@@ -24,19 +24,20 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::clock::Nanos;
-use crate::id::KeyId;
-use crate::limit::SavedLimits;
+use crate::id::{KeyId, ScopeId};
+use crate::limit::{SavedRates, Watch};
 
 use super::block::Packed;
-use super::counters::{AsOf, Counted, counted};
+use super::counters::{self, AsOf};
 use super::engine::{Engine, EngineError, Tree};
 use super::journal::Journal;
-use super::load::Manifest;
+use super::load::{Manifest, Start, walk};
 use super::lock::DirLock;
 use super::records::{Edit, Request, Stored};
 use super::recover::{self, Layout, Opened};
+use super::scopes::{self, consumed, counted};
 use super::shared::{Command, Handle, Pending, Queued, answer};
-use super::snapshot::{KeyStats, SavedStats, Snapshot};
+use super::snapshot::Snapshot;
 use super::tail::Tail;
 use super::vault::Vault;
 use super::{StoreError, StoreSection, backup};
@@ -74,7 +75,7 @@ pub(super) struct Writer {
     hand: Vec<Queued>,
     batch: Packed,
     counters: Saved,
-    touched: HashSet<Counted>,
+    touched: HashSet<ScopeId>,
     gone: Vec<KeyId>,
     due: Due,
     engine_pause: Nanos,
@@ -86,8 +87,8 @@ pub(super) struct Writer {
 /// What lies in the `usage` and `tat` trees.
 struct Saved {
     as_of: AsOf,
-    stats: HashMap<Counted, SavedStats>,
-    limits: HashMap<KeyId, SavedLimits>,
+    scopes: HashMap<ScopeId, counters::Saved>,
+    rates: HashMap<ScopeId, SavedRates>,
 }
 
 /// When something is to be done next, monotonic.
@@ -112,22 +113,22 @@ pub(super) struct Parts {
     pub(super) vault: Vault,
     pub(super) section: StoreSection,
     pub(super) opened: Opened,
+    /// What was used since it was last saved.
+    pub(super) touched: HashSet<ScopeId>,
     pub(super) journal: Journal,
     pub(super) lock: DirLock,
 }
 
 impl Writer {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { shared, commands, entries, layout, vault, section, opened, journal, lock } = parts;
+        let Parts { shared, commands, entries, layout, vault, section, opened, touched, journal, lock } = parts;
         let Opened { engine, loaded, .. } = opened;
         let now = shared.clock.now();
-        let mut touched: HashSet<Counted> = loaded.replayed.keys().copied().collect();
         let gone = orphans(&loaded.saved, &shared.snapshot.load());
-        touched.retain(|key| stats_of(&shared.snapshot.load(), *key).is_some());
         let mut writer = Self {
             manifest: loaded.manifest,
             tail: loaded.tail,
-            counters: Saved { as_of: loaded.as_of, stats: loaded.saved, limits: loaded.limits },
+            counters: Saved { as_of: loaded.as_of, scopes: loaded.saved, rates: loaded.rates },
             hand: Vec::new(),
             batch: Packed::default(),
             touched,
@@ -266,29 +267,22 @@ impl Writer {
 
     /// Goes on with a reopened store: records as they are on disk, counters and limits as they are in memory.
     fn take_up(&mut self, opened: Opened) {
-        let Opened { engine, loaded, recovered } = opened;
+        let Opened { engine, mut loaded, recovered } = opened;
         tracing::warn!("the store is open again");
         self.shared.metrics.reopened.inc();
         if let Some(reason) = recovered {
             self.shared.note_health(|health| health.recovered = Some(reason));
         }
         let before = self.shared.snapshot.load_full();
-        let next = super::build_snapshot(
-            loaded.digest_key,
-            loaded.manifest.generation,
-            loaded.virtual_keys,
-            loaded.provider_keys,
-            loaded.named,
-            Some(&before),
-        );
-        self.publish(next);
+        let next = super::build_snapshot(&mut loaded, Some(&before), Watch::default());
         self.manifest = loaded.manifest;
         self.tail = loaded.tail;
-        self.gone = orphans(&loaded.saved, &self.shared.snapshot.load());
-        self.counters = Saved { as_of: loaded.as_of, stats: loaded.saved, limits: loaded.limits };
+        self.gone = orphans(&loaded.saved, &next);
+        self.counters = Saved { as_of: loaded.as_of, scopes: loaded.saved, rates: loaded.rates };
         // Every counter is compared with what is saved: which ones the lost commits held is not known.
-        self.touched = all_counted(&self.shared.snapshot.load());
+        self.touched = next.all_used().collect();
         self.put_engine(engine);
+        self.publish(next);
     }
 
     fn recovery_within(&mut self, delay: Nanos) {
@@ -297,8 +291,21 @@ impl Writer {
     }
 
     fn publish(&self, next: Snapshot) {
-        next.virtual_keys.values().for_each(|state| state.enforce());
+        let wall_ms = self.shared.clock.wall_ms();
+        let unknown = next.enforce(wall_ms);
         self.shared.snapshot.store(Arc::new(next));
+        let Some(engine) = self.engine.as_ref().filter(|_| !unknown.is_empty()) else { return };
+        let snapshot = self.shared.snapshot.load();
+        for (id, unknown) in unknown {
+            let Some((stats, scope)) = snapshot.used(&id) else { continue };
+            let told = scopes::tell(&id, unknown, stats, wall_ms, &mut |since, visit| {
+                walk(engine, &self.tail, Start::Time(since), u64::MAX, visit)
+            });
+            if let Err(error) = told {
+                tracing::error!(%error, scope = %id, "what was used before its limits were set is not counted");
+            }
+            scope.note_passed(wall_ms);
+        }
     }
 
     /// Serves what was asked; returns those who wait for the entries queued before them.
@@ -464,10 +471,11 @@ impl Writer {
         let snapshot = self.shared.snapshot.load();
         let count = self.hand.len();
         for Queued { entry, done } in self.hand.drain(..) {
-            for key in counted(&entry) {
-                if let Some(stats) = stats_of(&snapshot, key) {
+            for id in counted(&entry) {
+                if let Some((stats, scope)) = snapshot.used(&id) {
                     stats.add(&entry);
-                    self.touched.insert(key);
+                    scope.record(entry.time_ms, &consumed(&entry));
+                    self.touched.insert(id);
                 }
             }
             if let Some(done) = done {
@@ -521,25 +529,13 @@ impl Writer {
     }
 }
 
-fn stats_of(snapshot: &Snapshot, key: Counted) -> Option<&KeyStats> {
-    match key {
-        Counted::ProviderKey(id) => {
-            snapshot.provider_key(id).filter(|state| !state.environment).map(|state| &state.stats.used)
-        }
-        Counted::VirtualKey(id) => snapshot.virtual_key(id).map(|state| &*state.stats),
-    }
-}
-
-fn all_counted(snapshot: &Snapshot) -> HashSet<Counted> {
-    let virtual_keys = snapshot.virtual_keys.keys().map(|id| Counted::VirtualKey(*id));
-    virtual_keys.chain(snapshot.all_provider_keys().map(|state| Counted::ProviderKey(state.record.id))).collect()
-}
-
-/// Keys that are counted on disk and no longer exist: deleted just before the process ended.
-fn orphans(saved: &HashMap<Counted, SavedStats>, snapshot: &Snapshot) -> Vec<KeyId> {
-    let ids = saved.keys().filter(|key| stats_of(snapshot, **key).is_none());
-    ids.map(|key| match key {
-        Counted::ProviderKey(id) | Counted::VirtualKey(id) => *id,
-    })
-    .collect()
+/// Keys that are counted on disk and no longer exist: deleted just before the process ended. What users, teams and plans
+/// have used is kept: it is theirs again when they come back.
+fn orphans(saved: &HashMap<ScopeId, counters::Saved>, snapshot: &Snapshot) -> Vec<KeyId> {
+    let gone = saved.keys().filter(|id| snapshot.used(id).is_none());
+    let key = |id: &ScopeId| match id {
+        ScopeId::Key(id) | ScopeId::ProviderKey(id) => Some(*id),
+        ScopeId::Plan(_) | ScopeId::Team(_) | ScopeId::User(_) => None,
+    };
+    gone.filter_map(key).collect()
 }

@@ -3,15 +3,15 @@
 //! Owns when and how much of it; leaves commits to `storage::writer`.
 
 use crate::clock::Nanos;
-use crate::id::KeyId;
+use crate::id::ScopeId;
+use crate::limit::Moment;
 
 use super::super::backup;
 use super::super::block::Head;
-use super::super::counters::{AS_OF, AsOf, Counted, saved_row};
+use super::super::counters::{AS_OF, AsOf, Saved, row_key, saved_row};
 use super::super::engine::{EngineError, Tree, guarded};
-use super::super::snapshot::{KeyStats, SavedStats};
 use super::super::tail::Rows;
-use super::{Writer, stats_of};
+use super::Writer;
 
 /// How often counters and limits are saved, when they changed.
 const SAVE_EVERY: Nanos = 1_000_000_000;
@@ -47,40 +47,41 @@ impl Writer {
         let secret = self.vault.checksum_key();
         let mut sum = self.counters.as_of.sum;
         let mut rows = Rows::new();
-        let mut note = |key: Counted, old: Option<SavedStats>, new: Option<SavedStats>| {
-            let name = key.to_key();
+        let mut note = |id: &ScopeId, old: Option<&Saved>, new: Option<&Saved>| {
+            let key = row_key(id);
             if let Some(old) = old {
-                sum.remove(secret, &name, &saved_row(&old));
+                sum.remove(secret, &key, &old.row());
             }
             if let Some(new) = new {
-                sum.add(secret, &name, &saved_row(&new));
+                sum.add(secret, &key, &new.row());
             }
-            rows.push((name, new.map(|new| saved_row(&new))));
+            rows.push((key, new.map(Saved::row)));
         };
-        let mut stats: Vec<(Counted, Option<SavedStats>)> = Vec::new();
-        for key in &self.touched {
-            let old = self.counters.stats.get(key).copied();
-            let new = stats_of(&snapshot, *key).map(KeyStats::save);
-            if old != new && new.is_some() {
-                note(*key, old, new);
-                stats.push((*key, new));
+        let mut saved: Vec<(ScopeId, Option<Saved>)> = Vec::new();
+        for id in &self.touched {
+            let old = self.counters.scopes.get(id);
+            let used = snapshot.used(id);
+            let new = used.map(|(stats, scope)| Saved { stats: stats.save(), amounts: scope.save_amounts() });
+            if old != new.as_ref() && new.is_some() {
+                note(id, old, new.as_ref());
+                saved.push((id.clone(), new));
             }
         }
-        for key in self.gone.iter().flat_map(|id| [Counted::VirtualKey(*id), Counted::ProviderKey(*id)]) {
+        for id in self.gone.iter().flat_map(|id| [ScopeId::Key(*id), ScopeId::ProviderKey(*id)]) {
             // A key made again under the same id keeps its counters.
-            if stats_of(&snapshot, key).is_none() && self.counters.stats.contains_key(&key) {
-                note(key, self.counters.stats.get(&key).copied(), None);
-                stats.push((key, None));
+            if snapshot.used(&id).is_none() && self.counters.scopes.contains_key(&id) {
+                note(&id, self.counters.scopes.get(&id), None);
+                saved.push((id, None));
             }
         }
         let as_of = AsOf { seq: self.tail.next_seq(), sum };
         rows.push((AS_OF.to_vec(), Some(saved_row(&as_of))));
         engine.apply(Tree::Counters, rows)?;
         self.counters.as_of = as_of;
-        for (key, new) in stats {
+        for (id, new) in saved {
             match new {
-                Some(new) => self.counters.stats.insert(key, new),
-                None => self.counters.stats.remove(&key),
+                Some(new) => self.counters.scopes.insert(id, new),
+                None => self.counters.scopes.remove(&id),
             };
         }
         self.touched.clear();
@@ -93,27 +94,28 @@ impl Writer {
             return Ok(false);
         }
         let snapshot = self.shared.snapshot.load();
-        let keys = snapshot.virtual_keys.len() as u64;
-        self.due.look = now.saturating_add(SAVE_EVERY.max(keys.saturating_mul(LOOK_PER_KEY)));
-        let wall_ms = self.shared.clock.wall_ms();
+        let at = Moment { now, wall_ms: self.shared.clock.wall_ms() };
         let mut rows = Rows::new();
-        for (id, state) in &snapshot.virtual_keys {
-            let limits = state.limits.export(now, wall_ms);
-            let saved = self.counters.limits.get(id);
-            if saved.copied().unwrap_or_default() == limits {
+        let mut looked_at: u64 = 0;
+        for id in snapshot.all_used() {
+            looked_at += 1;
+            let Some((_, scope)) = snapshot.used(&id) else { continue };
+            let rates = scope.export(at);
+            let saved = self.counters.rates.get(&id);
+            if saved.copied().unwrap_or_default() == rates {
                 continue;
             }
-            rows.push((id.as_bytes().to_vec(), (!limits.is_empty()).then(|| saved_row(&limits))));
-            self.counters.limits.insert(*id, limits);
+            rows.push((row_key(&id), (!rates.is_empty()).then(|| saved_row(&rates))));
+            self.counters.rates.insert(id, rates);
         }
+        self.due.look = now.saturating_add(SAVE_EVERY.max(looked_at.saturating_mul(LOOK_PER_KEY)));
         self.gone.clear();
-        let gone: Vec<KeyId> =
-            self.counters.limits.keys().filter(|id| !snapshot.virtual_keys.contains_key(id)).copied().collect();
+        let gone: Vec<ScopeId> = self.counters.rates.keys().filter(|id| snapshot.used(id).is_none()).cloned().collect();
         for id in gone {
-            self.counters.limits.remove(&id);
-            rows.push((id.as_bytes().to_vec(), None));
+            self.counters.rates.remove(&id);
+            rows.push((row_key(&id), None));
         }
-        self.counters.limits.retain(|_, limits| !limits.is_empty());
+        self.counters.rates.retain(|_, rates| !rates.is_empty());
         if rows.is_empty() {
             return Ok(false);
         }

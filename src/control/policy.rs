@@ -1,0 +1,191 @@
+//! Limits, budgets and quotas in the admin API: what may be said of them, and how they stand.
+//!
+//! Owns the shapes, which keys, plans, users, teams and provider keys share; leaves what they mean to `policy`.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::clock::rfc3339;
+use crate::control::problem::Problem;
+use crate::id::ScopeId;
+use crate::limit::{Kind, Report};
+use crate::policy::{Budget, Counts, Otherwise, Policy, Quota, Shadow};
+use crate::unit::usd;
+
+/// Tells null from absent.
+#[expect(clippy::option_option, reason = "absent, null and a value are three things")]
+pub(super) fn said<'de, T, D>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// Takes over what was said: null takes the value away, absence leaves it.
+pub(super) fn set<T: Clone>(field: &mut Option<T>, said: &Option<Option<T>>) {
+    if let Some(value) = said {
+        field.clone_from(value);
+    }
+}
+
+/// What is said of a policy: an absent field keeps its value, null takes it away.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct PolicyWish {
+    limits: WishedLimits,
+    #[serde(deserialize_with = "said")]
+    budgets: Option<Option<Vec<Budget>>>,
+    #[serde(deserialize_with = "said")]
+    quotas: Option<Option<Vec<Quota>>>,
+    #[serde(deserialize_with = "said")]
+    shadow: Option<Option<Vec<Shadow>>>,
+    #[serde(deserialize_with = "said")]
+    unpriced: Option<Option<Otherwise>>,
+    #[serde(deserialize_with = "said")]
+    unrecorded: Option<Option<Otherwise>>,
+    #[serde(deserialize_with = "said")]
+    hard_stop: Option<Option<bool>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct WishedLimits {
+    #[serde(deserialize_with = "said")]
+    rpm: Option<Option<u64>>,
+    #[serde(deserialize_with = "said")]
+    tpm: Option<Option<u64>>,
+    #[serde(deserialize_with = "said")]
+    max_in_flight: Option<Option<u64>>,
+    #[serde(deserialize_with = "said")]
+    tpm_counts: Option<Option<Counts>>,
+}
+
+impl PolicyWish {
+    const FIELDS: [&'static str; 7] = ["limits", "budgets", "quotas", "shadow", "unpriced", "unrecorded", "hard_stop"];
+
+    /// Writes what was said into `policy`.
+    ///
+    /// # Errors
+    /// What the policy would then be, when that cannot be.
+    pub(super) fn apply(&self, policy: &mut Policy) -> Result<(), Problem> {
+        let WishedLimits { rpm, tpm, max_in_flight, tpm_counts } = &self.limits;
+        set(&mut policy.limits.rpm, rpm);
+        set(&mut policy.limits.tpm, tpm);
+        set(&mut policy.limits.max_in_flight, max_in_flight);
+        if let Some(counts) = tpm_counts {
+            policy.limits.tpm_counts = counts.unwrap_or_default();
+        }
+        fn list<T: Clone>(field: &mut Vec<T>, said: &Option<Option<Vec<T>>>) {
+            if let Some(items) = said {
+                *field = items.clone().unwrap_or_default();
+            }
+        }
+        list(&mut policy.budgets, &self.budgets);
+        list(&mut policy.quotas, &self.quotas);
+        list(&mut policy.shadow, &self.shadow);
+        set(&mut policy.unpriced, &self.unpriced);
+        set(&mut policy.unrecorded, &self.unrecorded);
+        set(&mut policy.hard_stop, &self.hard_stop);
+        policy.check().map_err(|(field, detail)| Problem::invalid(field, detail))
+    }
+}
+
+/// A policy's fields and others in one object; a field that is of neither is an error.
+#[derive(Debug, Default)]
+pub(super) struct With<T> {
+    pub(super) policy: PolicyWish,
+    pub(super) rest: T,
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for With<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let all = Map::deserialize(deserializer)?;
+        let (policy, rest) = all.into_iter().partition::<Map<_, _>, _>(|(name, _)| {
+            let name = name.as_str();
+            PolicyWish::FIELDS.contains(&name)
+        });
+        Ok(Self { policy: read(policy)?, rest: read(rest)? })
+    }
+}
+
+fn read<T: DeserializeOwned, E: serde::de::Error>(fields: Map<String, Value>) -> Result<T, E> {
+    T::deserialize(Value::Object(fields)).map_err(E::custom)
+}
+
+/// A limit as it stands.
+#[derive(Clone, Debug, Serialize)]
+#[expect(missing_docs, reason = "named like the fields of Report")]
+pub struct LimitView {
+    /// Whose: `key`, `plan`, `team`, `user` or `provider_key`.
+    pub scope: &'static str,
+    /// Which of those.
+    pub scope_id: String,
+    /// `rpm`, `tpm`, `max_in_flight`, `budget` or `quota`.
+    pub limit: &'static str,
+    /// The window of a budget or quota.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per: Option<&'static str>,
+    /// Which tokens a quota counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counts: Option<&'static str>,
+    pub value: Figure,
+    pub used: Figure,
+    pub reserved: Figure,
+    pub remaining: Figure,
+    /// When the window of a budget or quota ends; null is never.
+    pub resets: Option<String>,
+    pub shadow: bool,
+}
+
+/// A number of requests or tokens, or dollars as a decimal string.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+#[expect(missing_docs, reason = "named by what they are")]
+pub enum Figure {
+    Count(u64),
+    Usd(String),
+}
+
+impl Figure {
+    /// In the unit of this kind of limit.
+    pub(super) fn of(limit: Kind, amount: u64) -> Self {
+        match limit {
+            Kind::Budget(_) => Self::Usd(usd(amount)),
+            Kind::InFlight | Kind::Quota(..) | Kind::Rpm | Kind::Tpm => Self::Count(amount),
+        }
+    }
+}
+
+impl From<&Report> for LimitView {
+    fn from(report: &Report) -> Self {
+        let figure = |amount| Figure::of(report.limit, amount);
+        let (per, counts) = match report.limit {
+            Kind::Budget(per) => (Some(per.as_str()), None),
+            Kind::Quota(per, counts) => (Some(per.as_str()), Some(counts.as_str())),
+            Kind::InFlight | Kind::Rpm | Kind::Tpm => (None, None),
+        };
+        Self {
+            scope: report.scope.kind(),
+            scope_id: bare(&report.scope),
+            limit: report.limit.as_str(),
+            per,
+            counts,
+            value: figure(report.value),
+            used: figure(report.used),
+            reserved: figure(report.reserved),
+            remaining: figure(report.remaining()),
+            resets: report.resets_ms.map(rfc3339),
+            shadow: report.shadow,
+        }
+    }
+}
+
+/// The id or the name alone.
+fn bare(scope: &ScopeId) -> String {
+    match scope {
+        ScopeId::Key(id) | ScopeId::ProviderKey(id) => id.to_string(),
+        ScopeId::Plan(name) | ScopeId::Team(name) | ScopeId::User(name) => name.to_string(),
+    }
+}
