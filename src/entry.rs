@@ -25,6 +25,9 @@ pub enum Outcome {
     Refused,
     /// The provider answered 400 or above, broke off, or could not be reached.
     UpstreamError,
+    // Last, for the stored form counts from the first.
+    /// sidekey ended before the request did, and not by its own will: what it consumed is what it was thought to.
+    AbortedByCrash,
 }
 
 impl Outcome {
@@ -32,6 +35,7 @@ impl Outcome {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::AbortedByCrash => "aborted_by_crash",
             Self::AbortedByDrain => "aborted_by_drain",
             Self::ClientDisconnected => "client_disconnected",
             Self::Ok => "ok",

@@ -284,6 +284,11 @@ impl Amount {
         }
     }
 
+    /// Adds what an entry consumed that nobody reserved for here, and that is still to be recorded.
+    pub(super) fn charge(&self, time_ms: u64, consumption: &Consumption) {
+        self.state(time_ms).use_up(time_ms, self.measure.of(consumption));
+    }
+
     /// Adds what an entry consumed that nobody reserved for here, for it is older than this process or this amount.
     pub(super) fn make_up(&self, time_ms: u64, consumption: &Consumption) {
         self.make_up_by(time_ms, self.measure.of(consumption));

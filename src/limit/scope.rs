@@ -387,7 +387,14 @@ impl Scope {
         }
     }
 
-    /// Adds an entry that no permit of this process was for.
+    /// Adds what an entry that is still to be recorded consumed, and no permit of this process was for.
+    pub fn charge(&self, time_ms: u64, consumption: &Consumption) {
+        for (_, amount) in &self.in_force.load().amounts {
+            amount.charge(time_ms, consumption);
+        }
+    }
+
+    /// Adds a recorded entry that no permit of this process was for.
     pub fn make_up(&self, time_ms: u64, consumption: &Consumption) {
         for (_, amount) in &self.in_force.load().amounts {
             amount.make_up(time_ms, consumption);

@@ -3,9 +3,11 @@
 //! Owns the estimate; leaves the decision to `limit`.
 
 use crate::limit::{Consumption, Moment, Permit};
+use crate::policy::Otherwise;
 use crate::provider::Asked;
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::Error;
+use crate::storage::{EntryPlace, Ledger};
 use crate::tally::Wire;
 
 /// Output reserved where the request sets no bound: more than most answers have, so that parallel requests seldom
@@ -25,4 +27,14 @@ pub(super) fn estimate(wire: Wire, input: u64, asked: &Asked) -> Consumption {
 pub(super) fn admit(caller: &Caller, estimate: Consumption, at: Moment) -> Result<Option<Permit>, Error> {
     let Some(key) = caller.key() else { return Ok(None) };
     Ok(Some(Permit::reserve(&key.scopes, at, estimate)?))
+}
+
+/// Room in the ledger for the request's entry: kept for it where the caller must not be served unrecorded.
+pub(super) fn place(caller: &Caller, ledger: &Ledger) -> Result<EntryPlace, Error> {
+    match caller.key() {
+        Some(key) if key.unrecorded() == Otherwise::Deny => {
+            ledger.promise().map_err(|full| Error::Unrecorded(full.to_string()))
+        }
+        _ => Ok(ledger.place()),
+    }
 }

@@ -45,6 +45,8 @@ pub(super) enum Error {
     ProviderNotAllowed { provider: String, allowed: String },
     #[error("two different virtual keys in one request; send one")]
     SeveralKeys,
+    #[error("the request cannot be recorded now, and this virtual key must not be used without: {0}; try again later")]
+    Unrecorded(String),
     #[error("{provider}: {source}")]
     Unreachable { provider: String, source: SendError },
     #[error("{provider} sent no answer within {seconds} s")]
@@ -107,6 +109,7 @@ impl Error {
             Self::NoProviderKey { .. } => RefusalKind::NoProviderKey,
             Self::NoSuchProvider { .. } => RefusalKind::NotFound,
             Self::ProviderKeyRejected { .. } => RefusalKind::ProviderKeyRejected,
+            Self::Unrecorded(_) => RefusalKind::Overloaded,
             Self::Unreachable { .. } => RefusalKind::UpstreamUnreachable,
             Self::UpstreamTimeout { .. } => RefusalKind::UpstreamTimeout,
         }

@@ -37,12 +37,12 @@ pub(super) struct Way<'a> {
     pub(super) upgrade: bool,
 }
 
-/// Tries the candidates in order; `attempt` is told before each.
+/// Tries the candidates in order; `attempt` is told before each, and may end it.
 pub(super) async fn forward(
     way: Way<'_>,
     mut outbound: Box<Outbound>,
     candidates: Vec<Candidate>,
-    mut attempt: impl FnMut(&Candidate, u32) + Send,
+    mut attempt: impl FnMut(&Candidate, u32) -> Result<(), Error> + Send,
 ) -> Result<Response<Received>, Error> {
     let count = candidates.len();
     let mut outcome = Err(Error::Internal("no candidate"));
@@ -56,7 +56,7 @@ pub(super) async fn forward(
                 continue;
             }
         };
-        attempt(&candidate, u32::try_from(index + 1).unwrap_or(u32::MAX));
+        attempt(&candidate, u32::try_from(index + 1).unwrap_or(u32::MAX))?;
         let mut sent = send(way, request).await;
         let meaning = match &mut sent {
             Ok(response) if may_be_googles(way.upstream, response) => {

@@ -14,8 +14,9 @@ use crate::clock::{Clock, Nanos};
 use crate::entry::{Entry, Outcome};
 use crate::limit::{Consumption, Permit};
 use crate::proxy::ProxyParts;
+use crate::proxy::error::Error;
 use crate::proxy::metrics::{Families, ProviderMetrics};
-use crate::storage::{Commit, Durability, KeyState, Ledger, ProviderKeyState};
+use crate::storage::{Commit, Durability, EntryPlace, KeyState, Ledger, ProviderKeyState};
 use crate::tally::Tally;
 use crate::tokens;
 use crate::unit::{TokensSource, Usage};
@@ -64,6 +65,8 @@ pub(super) struct Open {
     pub(super) entry: Entry,
     pub(super) started: Nanos,
     pub(super) permit: Option<Permit>,
+    /// Where its entry goes.
+    pub(super) place: EntryPlace,
     pub(super) key: Option<Arc<KeyState>>,
     pub(super) provider_key: Option<Arc<ProviderKeyState>>,
     pub(super) metrics: Arc<ProviderMetrics>,
@@ -92,7 +95,7 @@ fn note_health(key: &ProviderKeyState, entry: &Entry) {
         Outcome::UpstreamError => {
             key.stats.failures.fetch_add(1, Ordering::Relaxed);
         }
-        Outcome::AbortedByDrain | Outcome::ClientDisconnected | Outcome::Refused => {}
+        Outcome::AbortedByCrash | Outcome::AbortedByDrain | Outcome::ClientDisconnected | Outcome::Refused => {}
     }
 }
 
@@ -104,6 +107,26 @@ impl Open {
             before.stats.in_flight.fetch_sub(1, Ordering::Relaxed);
             before.stats.failures.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl Open {
+    /// Notes that the request goes out now, for the case that nobody lives to settle it.
+    ///
+    /// # Errors
+    /// When that cannot be noted and the request must not go out without.
+    pub(super) fn note(&mut self) -> Result<(), Error> {
+        let reserved = self.permit.as_ref().map(Permit::reserved).unwrap_or_default();
+        let figure = |tokens: u64| (tokens > 0).then_some(tokens);
+        let estimate = Usage {
+            input: figure(reserved.input),
+            output: figure(reserved.output),
+            total: figure(reserved.total),
+            ..Usage::default()
+        };
+        let noted = self.place.note(&self.entry, estimate, figure(reserved.nano_usd));
+        // Where room is kept for the entry, the request depends on being recorded.
+        noted.or_else(|error| if self.place.is_promised() { Err(Error::Unrecorded(error.to_string())) } else { Ok(()) })
     }
 }
 
@@ -150,10 +173,10 @@ impl Account {
         Self { inner: Some(Box::new(open)) }
     }
 
-    /// Holds the permit until the request is settled.
-    pub(super) fn hold(&mut self, permit: Option<Permit>) {
+    /// Holds the permit, and the place of the entry, until the request is settled.
+    pub(super) fn hold(&mut self, permit: Option<Permit>, place: EntryPlace) {
         if let Some(open) = &mut self.inner {
-            open.permit = permit;
+            (open.permit, open.place) = (permit, place);
         }
     }
 
@@ -288,14 +311,13 @@ impl Closed {
         if open.books.access_log {
             access_line(&open.entry);
         }
-        let ledger = &open.books.ledger;
         // A full queue is counted and logged by the ledger; the answer is not ours to break for it.
-        match ledger.durability() {
+        match open.books.ledger.durability() {
             Durability::Group => {
-                let _ = ledger.record(open.entry);
+                let _ = open.place.record(open.entry);
                 None
             }
-            Durability::Sync => ledger.record_sync(open.entry).ok(),
+            Durability::Sync => open.place.record_sync(open.entry).ok(),
         }
     }
 }
@@ -433,6 +455,7 @@ mod tests {
                     )
                     .unwrap(),
                 ),
+                place: books.ledger.place(),
                 key: None,
                 provider_key: None,
                 metrics: Arc::new(books.families.provider("openai")),

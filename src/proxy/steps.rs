@@ -81,7 +81,7 @@ impl Proxy {
         let selected = self.select(arrival, authenticated, trail).await?;
         // By the time the body is here, not the head: limits count what goes out.
         let at = Moment { now: self.parts.clock.now(), wall_ms: arrival.wall_ms };
-        let admitted = admit(at, selected, trail)?;
+        let admitted = self.admit(at, selected, trail)?;
         self.forward(arrival, admitted, trail).await
     }
 
@@ -132,6 +132,7 @@ impl Proxy {
             entry: entry(arrival, &caller, group, &lane, &call, &asked),
             started: arrival.started,
             permit: None,
+            place: self.books.ledger.place(),
             key: caller.key().cloned(),
             provider_key: None,
             metrics: Arc::clone(&lane.metrics),
@@ -151,6 +152,19 @@ impl Proxy {
         let selected =
             Selected { parts, lane, call, target, taken, asked, caller, candidates, input_estimate, waited, upgrade };
         Ok(Box::new(selected))
+    }
+
+    /// Reserves what the request is thought to need, and room for its entry.
+    fn admit(&self, at: Moment, selected: Box<Selected>, trail: &mut Trail) -> Result<Admitted, Error> {
+        let estimate = match selected.upgrade {
+            // What a session will consume shows only as it goes; one token, so that a debt keeps it out.
+            Some(_) => Consumption::tokens(1, 0),
+            None => admit::estimate(selected.call.wire, selected.input_estimate, &selected.asked),
+        };
+        let place = admit::place(&selected.caller, &self.books.ledger)?;
+        let permit = admit::admit(&selected.caller, estimate, at)?;
+        trail.account.hold(permit, place);
+        Ok(Admitted(selected))
     }
 
     /// The upstream and the target of a request.
@@ -198,7 +212,7 @@ impl Proxy {
         }
         let way = Way { upstream: &lane.upstream, pool: &lane.pool, call: &call, upgrade: upgrade.is_some() };
         let response = forward(way, outbound, candidates, |candidate, attempts| {
-            self.attempted(&mut trail.account, candidate, attempts, arrival.started.saturating_add(waited));
+            self.attempted(&mut trail.account, candidate, attempts, arrival.started.saturating_add(waited))
         })
         .await?;
         let (mut head, received) = response.into_parts();
@@ -218,19 +232,29 @@ impl Proxy {
     }
 
     /// Notes which key the request is sent with now.
-    fn attempted(&self, account: &mut Account, candidate: &Candidate, attempts: u32, ready: Nanos) {
-        let Some(open) = account.open() else { return };
+    fn attempted(
+        &self,
+        account: &mut Account,
+        candidate: &Candidate,
+        attempts: u32,
+        ready: Nanos,
+    ) -> Result<(), Error> {
+        let Some(open) = account.open() else { return Ok(()) };
+        if let Candidate::Key { state, source, .. } = candidate {
+            open.entry.key_source = Some(*source);
+            open.entry.provider_key = state.stored_id();
+        }
+        open.note()?;
         open.entry.attempts = attempts;
         if attempts == 1 {
             open.entry.overhead_ns = self.parts.clock.now().saturating_sub(ready);
         } else {
             open.metrics.failovers.inc();
         }
-        if let Candidate::Key { state, source, .. } = candidate {
-            open.entry.key_source = Some(*source);
-            open.entry.provider_key = state.stored_id();
+        if let Candidate::Key { state, .. } = candidate {
             open.pay_with(state);
         }
+        Ok(())
     }
 
     /// Notes the answer's head, and makes it the client's.
@@ -260,18 +284,6 @@ fn identify(asking: Box<Asking>) -> Result<Identified, Error> {
     check_path(&asking.path)?;
     let call = asking.destination.dialect().classify(&asking.parts.method, &asking.path).into_owned();
     Ok(Identified { asking, call })
-}
-
-/// Reserves what the request is thought to need.
-fn admit(at: Moment, selected: Box<Selected>, trail: &mut Trail) -> Result<Admitted, Error> {
-    let estimate = match selected.upgrade {
-        // What a session will consume shows only as it goes; one token, so that a debt keeps it out.
-        Some(_) => Consumption::tokens(1, 0),
-        None => admit::estimate(selected.call.wire, selected.input_estimate, &selected.asked),
-    };
-    let permit = admit::admit(&selected.caller, estimate, at)?;
-    trail.account.hold(permit);
-    Ok(Admitted(selected))
 }
 
 /// The entry as far as it is known before the answer.

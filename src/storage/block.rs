@@ -135,7 +135,7 @@ pub(super) struct StoredEntry<'a> {
 }
 
 impl<'a> StoredEntry<'a> {
-    fn of(entry: &'a Entry) -> Self {
+    pub(super) fn of(entry: &'a Entry) -> Self {
         Self {
             request_id: *entry.request_id.as_bytes(),
             time_ms: entry.time_ms,
@@ -201,6 +201,10 @@ impl<'a> StoredEntry<'a> {
             plan: self.plan.map(Into::into),
             pool: self.pool.map(Into::into),
         }
+    }
+
+    pub(super) fn request_id(&self) -> RequestId {
+        RequestId::from_bytes(self.request_id)
     }
 
     /// True when it counts for this scope.
@@ -403,6 +407,11 @@ impl postcard::ser_flavors::Flavor for Appending<'_> {
     }
 }
 
+/// Writes one entry in [`Form::LAST`] to the front of `out`; `None` when there is no room.
+pub(super) fn encode(entry: &StoredEntry<'_>, out: &mut [u8]) -> Option<usize> {
+    postcard::to_slice(entry, out).ok().map(|written| written.len())
+}
+
 /// The same request with its free texts cut: nothing that is counted or grouped by key changes.
 fn shortened(entry: &Entry) -> Entry {
     let cut = |text: &Option<std::sync::Arc<str>>| text.as_deref().map(|text| cut_at(text, 128).into());
@@ -424,7 +433,7 @@ fn shortened(entry: &Entry) -> Entry {
     }
 }
 
-fn cut_at(text: &str, bytes: usize) -> &str {
+pub(super) fn cut_at(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
 

@@ -11,9 +11,12 @@ use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
 use crate::entry::Entry;
+use crate::unit::Usage;
 
+use super::block::StoredEntry;
 use super::engine::EngineError;
 use super::query::{self, Dimension, LedgerFilter, Page, Source, UsageReport};
+use super::reservations::Slot;
 use super::shared::{Command, Handle, Pending, Queued};
 use super::{Durability, QueueFull, StoreError};
 
@@ -30,7 +33,7 @@ impl Ledger {
     /// # Errors
     /// When the queue is full or the store closed: the entry is not recorded, which is counted and logged here.
     pub fn record(&self, entry: Entry) -> Result<(), QueueFull> {
-        self.shared.push(Queued { entry, done: None })
+        self.place().record(entry)
     }
 
     /// Queues an entry and asks for a commit at once, one that survives a power cut. Dropping the [`Commit`] does not
@@ -39,9 +42,24 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::record`].
     pub fn record_sync(&self, entry: Entry) -> Result<Commit, QueueFull> {
-        let (done, committed) = oneshot::channel();
-        self.shared.push(Queued { entry, done: Some(done) })?;
-        Ok(Commit(committed))
+        self.place().record_sync(entry)
+    }
+
+    /// A place for an entry to come, as long as there is room.
+    #[must_use]
+    pub fn place(&self) -> EntryPlace {
+        EntryPlace { shared: self.shared.clone(), promised: false, slot: None }
+    }
+
+    /// A place for an entry to come, with room kept for it: what is admitted with one will be recorded.
+    ///
+    /// # Errors
+    /// When the queue is full or the store closed.
+    pub fn promise(&self) -> Result<EntryPlace, QueueFull> {
+        self.shared.promise()?;
+        let mut place = self.place();
+        place.promised = true;
+        Ok(place)
     }
 
     /// What the operator chose: whether the response's last frame is to wait for [`Ledger::record_sync`].
@@ -103,6 +121,83 @@ impl Ledger {
             Ok(answer)
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+/// The place in the ledger of a request under way. Dropped, it is as if the request had never come.
+#[derive(Debug)]
+pub struct EntryPlace {
+    shared: Handle,
+    promised: bool,
+    slot: Option<Slot>,
+}
+
+impl EntryPlace {
+    /// True when room is kept for the entry.
+    #[must_use]
+    pub fn is_promised(&self) -> bool {
+        self.promised
+    }
+
+    /// Notes `entry`, with `estimate` and its cost as what it consumed, for the case that this process ends before the
+    /// request does. To be called before the request goes upstream, and again when it is to be charged to another key. One
+    /// write to the page cache: a microsecond, as a rule.
+    ///
+    /// # Errors
+    /// When the disk is full or fails, or far too many requests are open. Nothing is noted then.
+    pub fn note(&mut self, entry: &Entry, estimate: Usage, cost_nano_usd: Option<u64>) -> std::io::Result<()> {
+        let reservations = &self.shared.reservations;
+        let mut noted = StoredEntry::of(entry);
+        (noted.tokens, noted.cost_nano_usd) = (estimate, cost_nano_usd);
+        let slot = self.slot.take().or_else(|| reservations.take());
+        let noted = match &slot {
+            Some(slot) => reservations.note(slot, noted),
+            None => Err(std::io::ErrorKind::QuotaExceeded.into()),
+        };
+        self.slot = slot;
+        if noted.is_err() {
+            self.shared.metrics.unnoted.inc();
+        }
+        noted
+    }
+
+    /// Queues the entry; see [`Ledger::record`].
+    ///
+    /// # Errors
+    /// When the queue is full, unless room was kept, or the store closed.
+    pub fn record(self, entry: Entry) -> Result<(), QueueFull> {
+        self.push(entry, None)
+    }
+
+    /// Queues the entry and asks for a commit at once; see [`Ledger::record_sync`].
+    ///
+    /// # Errors
+    /// As [`EntryPlace::record`].
+    pub fn record_sync(self, entry: Entry) -> Result<Commit, QueueFull> {
+        let (done, committed) = oneshot::channel();
+        self.push(entry, Some(done))?;
+        Ok(Commit(committed))
+    }
+
+    fn push(mut self, entry: Entry, done: Option<oneshot::Sender<()>>) -> Result<(), QueueFull> {
+        let promised = std::mem::take(&mut self.promised);
+        let pushed = self.shared.push(Queued { entry, done, slot: self.slot.take() }, promised);
+        pushed.map_err(|back| {
+            // Not recorded, and known not to be: the next start must not find it either.
+            self.slot = back.slot;
+            QueueFull
+        })
+    }
+}
+
+impl Drop for EntryPlace {
+    fn drop(&mut self) {
+        if self.promised {
+            self.shared.unpromise();
+        }
+        if let Some(slot) = self.slot.take() {
+            self.shared.reservations.clear(slot);
+        }
     }
 }
 

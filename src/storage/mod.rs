@@ -18,7 +18,7 @@
 //! | `load`, `recover`, `lock`, `backup` | opening, damage, one owner, files to keep |
 //! | `records`, `named`, `snapshot` | changes of keys and of named records, and the view of them |
 //! | `scopes` | keys, users, teams and plans in use, and what limits they are held to |
-//! | `ledger`, `journal`, `tail`, `block`, `query`, `counters` | entries: in, safe, packed, out, summed |
+//! | `ledger`, `reservations`, `journal`, `tail`, `block`, `query`, `counters` | entries: in, safe, packed, out, summed |
 //! | `reference` | secrets that lie elsewhere |
 //! | `shared`, `writer` | the queue and the thread behind it |
 
@@ -38,6 +38,7 @@ mod query;
 mod records;
 mod recover;
 mod reference;
+mod reservations;
 mod scopes;
 mod shared;
 mod snapshot;
@@ -57,8 +58,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Nanos};
+use crate::entry::Entry;
 use crate::event::Events;
-use crate::id::{KeyId, ScopeId};
+use crate::id::{KeyId, RequestId, ScopeId};
 use crate::limit::{Moment, Watch};
 use crate::metrics::Metrics;
 use crate::provider_key::{self, ProviderKey};
@@ -71,12 +73,14 @@ use lock::{DirLock, prepare_dir};
 use named::Record;
 use records::{Request, Stored};
 use recover::{Layout, Opened};
+use reservations::{Reservations, Slot};
 use scopes::Scopes;
+use shared::Queued;
 use shared::{Command, Handle, Shared};
 use writer::{Parts, Writer};
 
 pub use error::{QueueFull, RecordId, StoreError};
-pub use ledger::{Commit, Ledger};
+pub use ledger::{Commit, EntryPlace, Ledger};
 pub use master::{MasterKey, MasterKeyError, MasterKeyInputs, MasterKeySource};
 pub use named::{Kind, Named, NamedState};
 pub use query::{BadDimension, Cursor, Dimension, LedgerFilter, Page, UsageGroup, UsageReport, UsageTotals};
@@ -194,10 +198,16 @@ impl Store {
         drop(frames);
         let events = Events::new(clock.clone(), &metrics);
         let watch = Watch::new(events.clone(), &metrics);
+        let failed = |source| StoreError::io("cannot open the file of open requests", &layout.reservations(), source);
+        let (reservations, held) = Reservations::open(&layout.reservations()).map_err(failed)?;
+        let aborted = aborted(&opened, &reservations, held)?;
         let (snapshot, touched) = first_snapshot(&mut opened, environment_keys, &clock, watch)?;
+        charge(&snapshot, &aborted);
         let (commands, command_queue) = sync_channel(COMMANDS_MAX);
         let (entries, entry_queue) = channel();
-        let shared = Arc::new(Shared::new(snapshot, clock, &metrics, section.queue_capacity, commands, entries));
+        let shared = Shared::new(snapshot, clock, &metrics, section.queue_capacity, commands, entries, reservations);
+        let shared = Arc::new(shared);
+        shared.metrics.aborted.inc_by(aborted.len() as u64);
         shared.note_health(|health| health.recovered = opened.recovered.clone());
         let writer = Writer::new(Parts {
             shared: shared.clone(),
@@ -207,6 +217,7 @@ impl Store {
             vault,
             section: section.clone(),
             opened,
+            aborted,
             touched,
             journal,
             lock,
@@ -447,6 +458,39 @@ fn open_vault(layout: &Layout, inputs: &MasterKeyInputs, create: bool) -> Result
         None => master::create(&layout.dir)?,
     };
     Ok((Vault::new(&key)?, source))
+}
+
+/// What the last process did not live to record, of what it had noted: those of which the ledger has no entry. The places
+/// of the others are cleared.
+fn aborted(opened: &Opened, reservations: &Reservations, held: Vec<(Slot, Entry)>) -> Result<Vec<Queued>, StoreError> {
+    let Some(since) = held.iter().map(|(_, entry)| entry.time_ms).min() else { return Ok(Vec::new()) };
+    let mut held: HashMap<RequestId, (Slot, Entry)> = held.into_iter().map(|held| (held.1.request_id, held)).collect();
+    let Opened { engine, loaded, .. } = opened;
+    load::walk(engine, &loaded.tail, load::Start::Time(since), u64::MAX, &mut |stored| {
+        if let Some((slot, _)) = held.remove(&stored.request_id()) {
+            reservations.clear(slot);
+        }
+    })?;
+    if !held.is_empty() {
+        tracing::warn!(requests = held.len(), "sidekey ended before these requests did; they are settled by estimate");
+    }
+    let mut aborted: Vec<Queued> = held
+        .into_values()
+        .map(|(slot, entry)| Queued { entry: reservations::as_aborted(entry), done: None, slot: Some(slot) })
+        .collect();
+    aborted.sort_by_key(|queued| queued.entry.time_ms);
+    Ok(aborted)
+}
+
+/// Counts what those requests are thought to have consumed; the counters follow when the ledger has them.
+fn charge(snapshot: &Snapshot, aborted: &[Queued]) {
+    for entry in aborted.iter().map(|queued| &queued.entry) {
+        for id in scopes::counted(entry) {
+            if let Some((_, scope)) = snapshot.used(&id) {
+                scope.charge(entry.time_ms, &scopes::consumed(entry));
+            }
+        }
+    }
 }
 
 /// The snapshot of a store just opened, with counters and limits as they were left, and the scopes that entries have

@@ -2,8 +2,9 @@
 //!
 //! Owns what lies where in the data directory. Leaves telling damage to `storage::load`.
 //!
-//! `format` is the store's version; `store/` is sled's; `journal` holds the last entries; `recovery` holds the small
-//! trees as of the last change of a record; a damaged `store/` becomes `store.damaged-<time>` and is never deleted.
+//! `format` is the store's version; `store/` is sled's; `journal` holds the last entries; `reservations` the open requests;
+//! `recovery` holds the small trees as of the last change of a record; a damaged `store/` becomes `store.damaged-<time>` and
+//! is never deleted.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -42,6 +43,10 @@ impl Layout {
 
     pub(super) fn journal(&self) -> PathBuf {
         self.dir.join("journal")
+    }
+
+    pub(super) fn reservations(&self) -> PathBuf {
+        self.dir.join("reservations")
     }
 
     fn format(&self) -> PathBuf {

@@ -18,17 +18,21 @@ use crate::metrics::Metrics;
 use super::backup;
 use super::block::Packed;
 use super::records::{Request, Stored};
+use super::reservations::{Reservations, Slot};
 use super::snapshot::Snapshot;
 use super::{QueueFull, StoreError, StoreHealth};
 
 /// At most one line about dropped entries in this time.
 const DROP_LOG_EVERY: Nanos = 10_000_000_000;
 
-/// An entry on its way; `done` is answered once it is committed.
+/// An entry on its way.
 #[derive(Debug)]
 pub(super) struct Queued {
     pub(super) entry: Entry,
+    /// Answered once it is committed.
     pub(super) done: Option<oneshot::Sender<()>>,
+    /// Cleared once it is committed.
+    pub(super) slot: Option<Slot>,
 }
 
 /// Entries that are committed and in no block yet.
@@ -65,6 +69,9 @@ pub(super) struct Shared {
     /// Entries in `entries`, or about to be: counted here because the channel itself is unbounded, and so takes no
     /// memory while it is empty.
     queued: AtomicUsize,
+    /// Places in the queue that are promised to requests under way.
+    promised: AtomicUsize,
+    pub(super) reservations: Reservations,
     capacity: usize,
     dropped_logged: AtomicU64,
     writer: OnceLock<Thread>,
@@ -84,6 +91,7 @@ impl Shared {
         capacity: usize,
         commands: SyncSender<Command>,
         entries: Sender<Queued>,
+        reservations: Reservations,
     ) -> Self {
         Self {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -94,6 +102,8 @@ impl Shared {
             commands,
             entries,
             queued: AtomicUsize::new(0),
+            promised: AtomicUsize::new(0),
+            reservations,
             capacity,
             dropped_logged: AtomicU64::new(0),
             writer: OnceLock::new(),
@@ -114,17 +124,38 @@ impl Shared {
         Ok(())
     }
 
-    /// Queues an entry; never waits. The writer is woken only when it sleeps with nothing to do.
-    pub(super) fn push(&self, queued: Queued) -> Result<(), QueueFull> {
-        let urgent = queued.done.is_some();
-        if self.queued.fetch_add(1, Ordering::SeqCst) >= self.capacity || self.closed.load(Ordering::Relaxed) {
-            self.queued.fetch_sub(1, Ordering::SeqCst);
-            self.note_dropped();
+    /// Keeps a place in the queue for an entry to come: [`Shared::push`] with it never refuses for want of room.
+    pub(super) fn promise(&self) -> Result<(), QueueFull> {
+        let promised = self.promised.fetch_add(1, Ordering::SeqCst);
+        if self.queued().saturating_add(promised) >= self.capacity || self.closed.load(Ordering::Relaxed) {
+            self.unpromise();
             return Err(QueueFull);
         }
-        if self.entries.send(queued).is_err() {
+        Ok(())
+    }
+
+    pub(super) fn unpromise(&self) {
+        self.promised.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Queues an entry; never waits. The writer is woken only when it sleeps with nothing to do. `promised` uses up a
+    /// promise, whatever comes of it.
+    pub(super) fn push(&self, queued: Queued, promised: bool) -> Result<(), Box<Queued>> {
+        let urgent = queued.done.is_some();
+        let before = self.queued.fetch_add(1, Ordering::SeqCst);
+        let kept = self.promised.load(Ordering::SeqCst);
+        if promised {
+            self.unpromise();
+        }
+        let full = !promised && before.saturating_add(kept) >= self.capacity;
+        if full || self.closed.load(Ordering::Relaxed) {
+            self.queued.fetch_sub(1, Ordering::SeqCst);
             self.note_dropped();
-            return Err(QueueFull);
+            return Err(Box::new(queued));
+        }
+        if let Err(back) = self.entries.send(queued) {
+            self.note_dropped();
+            return Err(Box::new(back.0));
         }
         if urgent {
             self.urgent.store(true, Ordering::SeqCst);
@@ -165,6 +196,11 @@ impl Shared {
 
     pub(super) fn queued(&self) -> usize {
         self.queued.load(Ordering::SeqCst)
+    }
+
+    /// Notes entries that the writer has without the queue.
+    pub(super) fn given(&self, count: usize) {
+        self.queued.fetch_add(count, Ordering::SeqCst);
     }
 
     /// Notes that `count` entries were taken from the queue.
@@ -226,6 +262,8 @@ impl Shared {
 pub(super) struct StoreMetrics {
     pub(super) entries: IntCounter,
     pub(super) dropped: IntCounter,
+    pub(super) unnoted: IntCounter,
+    pub(super) aborted: IntCounter,
     pub(super) commits: IntCounter,
     pub(super) failures: IntCounter,
     pub(super) reopened: IntCounter,
@@ -242,6 +280,16 @@ impl StoreMetrics {
                 metrics,
                 "sidekey_ledger_dropped_total",
                 "Ledger entries not recorded because the queue was full.",
+            ),
+            unnoted: counter(
+                metrics,
+                "sidekey_ledger_unnoted_total",
+                "Requests that went out without a note that would survive the end of sidekey.",
+            ),
+            aborted: counter(
+                metrics,
+                "sidekey_ledger_aborted_total",
+                "Requests settled by estimate at the start, because sidekey ended before they did.",
             ),
             commits: counter(metrics, "sidekey_store_commits_total", "Commits to the store."),
             failures: counter(metrics, "sidekey_store_failures_total", "Commits that failed."),

@@ -10,12 +10,13 @@ use tempfile::TempDir;
 
 use super::block::tests::entry;
 use super::*;
-use crate::entry::Entry;
+use crate::entry::{Entry, Outcome};
 use crate::id::{KeySource, Owner};
 use crate::limit::{Consumption, Permit};
 use crate::plan::Plan;
-use crate::policy::{Limits, Policy};
+use crate::policy::{Limits, Policy, Quota};
 use crate::provider_key::Origin;
+use crate::unit::{TokensSource, Usage};
 use crate::virtual_key::DigestKey;
 
 const CANARY: &str = "sk-canary-0123456789abcdefghijklmnop";
@@ -458,6 +459,67 @@ async fn limits_survive_a_restart() {
     let store = Store::open(options()).unwrap();
     let key = store.snapshot().virtual_key(id(1)).unwrap().clone();
     assert_eq!(key.remaining(clock.now()).remaining_rpm, Some(60));
+}
+
+#[tokio::test]
+async fn a_request_whose_end_nobody_lived_to_see_is_settled_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let quota: Quota = "1000000/day".parse().unwrap();
+    let clock = Clock::manual(START_MS);
+    let options = || StoreOptions { clock: clock.clone(), ..options(dir.path()) };
+    let store = Store::open(options()).unwrap();
+    let policy = Policy { quotas: vec![quota], ..Policy::default() };
+    store.create_virtual_key(VirtualKey { policy, ..virtual_key(0) }).await.unwrap();
+    let estimate = Usage { input: Some(30), output: Some(12), total: Some(42), ..Usage::default() };
+    let ledger = store.ledger();
+    let noted = |n: u64| {
+        let mut place = ledger.place();
+        // Of the first virtual key, as `entry` has it.
+        place.note(&entry(n * 3), estimate, Some(5)).unwrap();
+        place
+    };
+    // Settled, never sent, and neither.
+    noted(1).record(entry(3)).unwrap();
+    drop(noted(2));
+    std::mem::forget(noted(3));
+    ledger.flush().await.unwrap();
+    drop(store);
+    for round in 0..2 {
+        let store = Store::open(options()).unwrap();
+        let entries = all(&store).await;
+        let outcomes: Vec<_> = entries.iter().map(|entry| (entry.time_ms - START_MS, entry.outcome)).collect();
+        assert_eq!(outcomes, [(3, entry(3).outcome), (9, Outcome::AbortedByCrash)], "round {round}");
+        assert_eq!((entries[1].tokens, entries[1].cost_nano_usd), (estimate, Some(5)));
+        assert_eq!(entries[1].tokens_source, TokensSource::Estimated);
+        let key = store.snapshot().virtual_key(id(0)).unwrap().clone();
+        let used = entries.iter().map(|entry| entry.tokens.billable()).sum();
+        let report = key.scope.report(Moment::of(&clock), &Consumption::default());
+        assert_eq!((report.last().unwrap().used, report.last().unwrap().reserved), (used, 0), "round {round}");
+        assert_eq!(key.stats.total_tokens.load(Ordering::Relaxed), used, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn room_that_was_promised_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let section = StoreSection { queue_capacity: 3, commit_interval_ms: 60_000, ..options(dir.path()).section };
+    let store = Store::open(StoreOptions { section, ..options(dir.path()) }).unwrap();
+    let ledger = store.ledger();
+    store.shared.disk_full.store(true, Ordering::SeqCst);
+    let places: Vec<EntryPlace> = (0..2).map(|_| ledger.promise().unwrap()).collect();
+    while ledger.record(entry(9)).is_ok() {}
+    assert!(ledger.promise().is_err());
+    drop(ledger.place());
+    for place in places {
+        assert!(place.is_promised());
+        place.record(entry(1)).unwrap();
+    }
+    store.shared.disk_full.store(false, Ordering::SeqCst);
+    while ledger.flush().await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    drop(ledger.promise().unwrap());
+    assert_eq!((0..3).filter(|_| ledger.promise().is_ok()).count(), 3, "given back when it is not used");
 }
 
 #[tokio::test]

@@ -1,14 +1,19 @@
 //! What is on disk when an answer has ended, and commands that bring a proxy of their own.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::time::Instant;
 
 use crate::support::client::{self, Client, Request};
+use crate::support::cut::Dice;
 use crate::support::provider::Provider;
-use crate::support::script::Message;
+use crate::support::script::{Gate, Message, Reply};
 use crate::support::sidekey::{Options, REAL_KEY, Sidekey};
 
 const CHAT: &str = "/openai/v1/chat/completions";
@@ -77,6 +82,85 @@ async fn a_kill_under_load_loses_the_last_moment_only() {
     let lost = old.iter().filter(|(id, _)| !recorded.contains(id.as_str())).count();
     assert!(old.len() > 100, "{} and {} answers", old.len(), young.len());
     assert_eq!(lost, 0, "of {} settled entries", old.len());
+}
+
+/// How often sidekey is killed; `SIDEKEY_TEST_KILLS` says otherwise.
+const KILLS: usize = 40;
+/// Rounds after which a new one begins with an empty store: what is looked through after each grows.
+const KILLS_EACH: usize = 20;
+
+/// Sends numbered requests until the connection breaks; some are left in the middle of their answer for ever.
+async fn load(proxy: SocketAddr, key: String, next: Arc<AtomicUsize>, hang: usize) {
+    let Ok(mut client) = Client::connect(proxy).await else { return };
+    loop {
+        let number = next.fetch_add(1, Ordering::SeqCst);
+        let path =
+            if number.is_multiple_of(hang) { format!("{CHAT}?n={number}&hang") } else { format!("{CHAT}?n={number}") };
+        let body = r#"{"model":"gpt-4o-mini","messages":[],"stream":true,"max_tokens":40}"#;
+        let request = Request::post(&path, body).bearer(&key).header("x-sidekey-group", number.to_string());
+        match client.send(&request).await {
+            Ok(answer) if answer.complete => {}
+            _ => return,
+        }
+    }
+}
+
+#[tokio::test]
+async fn whenever_it_is_killed_what_was_served_is_recorded_once() {
+    let never = Gate::new();
+    let whole = Message::sse([format!("data: {ANSWER}\n\n").as_str(), "data: [DONE]\n\n"]);
+    let held = Message::sse(["data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\n"]).gate(&never);
+    let provider = Provider::start(move |seen| {
+        Reply::Http(if seen.target.ends_with("&hang") { held.clone() } else { whole.clone() })
+    })
+    .await;
+    let kills = std::env::var("SIDEKEY_TEST_KILLS").map_or(KILLS, |text| text.parse().expect("a number"));
+    let mut dice = Dice(7);
+    let (mut killed, mut aborted, mut served) = (0, 0, 0);
+    while killed < kills {
+        let mut sidekey = Sidekey::with("openai", &provider.url()).await;
+        let budget = ["--user", "u1", "--budget", "1000/month", "--quota", "1000000000/day"];
+        let key = sidekey.create_key(&budget).await;
+        let (first, next) = (provider.count(), Arc::new(AtomicUsize::new(1)));
+        for _ in 0..KILLS_EACH.min(kills - killed) {
+            let clients: Vec<_> =
+                (0..6).map(|_| tokio::spawn(load(sidekey.proxy, key.key.clone(), Arc::clone(&next), 23))).collect();
+            tokio::time::sleep(Duration::from_micros(dice.next() % 120_000)).await;
+            sidekey.kill().await;
+            killed += 1;
+            for client in clients {
+                client.await.unwrap();
+            }
+            sidekey.restart().await;
+            let ledger = sidekey.ledger().await;
+            let mut times: HashMap<&str, usize> = HashMap::new();
+            ledger.iter().filter_map(|entry| entry["group"].as_str()).for_each(|n| *times.entry(n).or_default() += 1);
+            assert!(times.values().all(|times| *times == 1), "counted twice: {times:?}");
+            let seen = provider.seen();
+            let sent = seen[first..].iter().map(|seen| {
+                let number = seen.target.split("n=").nth(1).unwrap();
+                number.trim_end_matches("&hang")
+            });
+            let lost: Vec<_> = sent.filter(|number| !times.contains_key(number)).collect();
+            assert!(lost.is_empty(), "after {killed} kills the provider served {lost:?}, of which nothing is recorded");
+            // What is counted is what is recorded: of the key, and of its quota.
+            let shown: Value =
+                serde_json::from_str(&sidekey.ok(&["key", "show", &key.id, "-o", "json"]).await).unwrap();
+            let tokens: u64 = ledger.iter().filter_map(|entry| entry["tokens"]["total"].as_u64()).sum();
+            assert_eq!((&shown["total_requests"], &shown["total_tokens"]), (&json!(ledger.len()), &json!(tokens)));
+            let quota = shown["in_force"].as_array().unwrap().iter().find(|limit| limit["limit"] == "quota").unwrap();
+            assert_eq!((&quota["used"], &quota["reserved"]), (&json!(tokens), &json!(0)), "{quota}");
+            for entry in ledger.iter().filter(|entry| entry["outcome"] == "aborted_by_crash") {
+                assert_eq!(entry["tokens_source"], "estimated");
+                assert_eq!(entry["tokens"]["output"], 40, "{entry}");
+            }
+        }
+        let ledger = sidekey.ledger().await;
+        aborted += ledger.iter().filter(|entry| entry["outcome"] == "aborted_by_crash").count();
+        served += provider.count() - first;
+    }
+    println!("{killed} kills, {served} requests served, {aborted} settled by estimate at a start");
+    assert!(aborted >= killed / 4 && served > killed * 5, "{served} served, {aborted} aborted");
 }
 
 #[tokio::test]

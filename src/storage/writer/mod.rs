@@ -113,6 +113,8 @@ pub(super) struct Parts {
     pub(super) vault: Vault,
     pub(super) section: StoreSection,
     pub(super) opened: Opened,
+    /// Entries of the last process that it did not live to record.
+    pub(super) aborted: Vec<Queued>,
     /// What was used since it was last saved.
     pub(super) touched: HashSet<ScopeId>,
     pub(super) journal: Journal,
@@ -121,7 +123,9 @@ pub(super) struct Parts {
 
 impl Writer {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { shared, commands, entries, layout, vault, section, opened, touched, journal, lock } = parts;
+        let Parts { shared, commands, entries, layout, vault, section, opened, aborted, touched, journal, lock } =
+            parts;
+        shared.given(aborted.len());
         let Opened { engine, loaded, .. } = opened;
         let now = shared.clock.now();
         let gone = orphans(&loaded.saved, &shared.snapshot.load());
@@ -129,7 +133,7 @@ impl Writer {
             manifest: loaded.manifest,
             tail: loaded.tail,
             counters: Saved { as_of: loaded.as_of, scopes: loaded.saved, rates: loaded.rates },
-            hand: Vec::new(),
+            hand: aborted,
             batch: Packed::default(),
             touched,
             gone,
@@ -386,7 +390,7 @@ impl Writer {
             if self.engine.is_none() && self.tail.pending().len() > PENDING_MAX {
                 break;
             }
-            let room = BATCH_MAX - self.hand.len();
+            let room = BATCH_MAX.saturating_sub(self.hand.len());
             self.hand.extend(self.entries.try_iter().take(room));
             let count = self.hand.len();
             if count == 0 {
@@ -470,13 +474,16 @@ impl Writer {
     fn note_committed(&mut self) {
         let snapshot = self.shared.snapshot.load();
         let count = self.hand.len();
-        for Queued { entry, done } in self.hand.drain(..) {
+        for Queued { entry, done, slot } in self.hand.drain(..) {
             for id in counted(&entry) {
                 if let Some((stats, scope)) = snapshot.used(&id) {
                     stats.add(&entry);
                     scope.record(entry.time_ms, &consumed(&entry));
                     self.touched.insert(id);
                 }
+            }
+            if let Some(slot) = slot {
+                self.shared.reservations.clear(slot);
             }
             if let Some(done) = done {
                 answer(done, ());
@@ -490,7 +497,7 @@ impl Writer {
     fn sync_journal_if_due(&mut self, now: Nanos) {
         if self.due.sync.is_some_and(|at| now >= at) {
             self.due.sync = None;
-            if let Err(error) = self.journal.sync() {
+            if let Err(error) = self.journal.sync().and_then(|()| self.shared.reservations.sync()) {
                 self.fail_journal(&error);
             }
         }
