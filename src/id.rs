@@ -213,6 +213,9 @@ pub enum ScopeId {
 }
 
 impl ScopeId {
+    /// Every [`ScopeId::kind`].
+    pub const KINDS: [&'static str; 5] = ["key", "plan", "provider_key", "team", "user"];
+
     /// The kind's word; also a metric's label.
     #[must_use]
     pub fn kind(&self) -> &'static str {

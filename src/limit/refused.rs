@@ -27,6 +27,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every [`Kind::as_str`].
+    pub const NAMES: [&'static str; 5] = ["budget", "max_in_flight", "quota", "rpm", "tpm"];
+
     /// The name of its field in [`crate::policy`]; also the label in metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {

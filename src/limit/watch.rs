@@ -31,7 +31,13 @@ impl Watch {
     /// Tells `events`, and counts in `metrics`.
     #[must_use]
     pub fn new(events: Events, metrics: &Metrics) -> Self {
-        Self(Some(Told { events, shadowed: metrics.register(family()) }))
+        let shadowed = metrics.register(family());
+        for scope in ScopeId::KINDS {
+            for limit in Kind::NAMES {
+                shadowed.with_label_values(&[scope, limit]);
+            }
+        }
+        Self(Some(Told { events, shadowed }))
     }
 
     pub(super) fn shadowed(&self, scope: &ScopeId, limit: Kind) {

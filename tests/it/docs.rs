@@ -289,10 +289,8 @@ fn the_tables_are_the_programs() {
         .collect();
     assert_eq!(table("| id | also |"), rows, "the table of the providers");
 
-    // Nothing in this version refuses with these.
-    let unused = [RefusalKind::InsufficientQuota, RefusalKind::Overloaded];
-    let kinds = RefusalKind::ALL.into_iter().filter(|kind| !unused.contains(kind));
-    let kinds: BTreeSet<_> = kinds.map(|kind| (kind.status().as_u16().to_string(), kind.code().to_owned())).collect();
+    let kinds: BTreeSet<_> =
+        RefusalKind::ALL.iter().map(|kind| (kind.status().as_u16().to_string(), kind.code().to_owned())).collect();
     let shown = table("| why | status | code |").into_iter().map(|row| (row[1].clone(), row[2].clone()));
     assert_eq!(shown.collect::<BTreeSet<_>>(), kinds, "the table of refusals");
 
