@@ -22,7 +22,7 @@
 //! | layer | modules | what it knows |
 //! |---|---|---|
 //! | words | [`clock`], [`event`], [`id`], [`metrics`], [`secret`], [`unit`](mod@unit) | time, names, figures |
-//! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`scan`], [`tokens`] | one thing each, no I/O |
+//! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pricing`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |
 //! | planes | [`proxy`], [`control`] | requests of apps, requests of operators |
@@ -46,6 +46,7 @@ pub mod entry;
 pub mod limit;
 pub mod owner;
 pub mod plan;
+pub mod pricing;
 pub mod provider_key;
 pub mod scan;
 pub mod tokens;

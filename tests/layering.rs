@@ -16,6 +16,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("virtual_key", 10),
     ("provider_key", 10),
     ("entry", 10),
+    ("pricing", 10),
     ("scan", 10),
     ("tokens", 10),
     ("limit", 11),

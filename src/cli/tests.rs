@@ -127,6 +127,7 @@ fn commands_speak_to_a_daemon() {
         create: false,
         master: MasterKeyInputs::default(),
         environment_keys: Vec::new(),
+        prices: Arc::default(),
         section: crate::storage::StoreSection::default(),
         clock: clock.clone(),
         metrics: Metrics::default(),

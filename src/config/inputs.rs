@@ -64,6 +64,7 @@ impl Loaded {
             create: false,
             master: environment.master_key_inputs(),
             environment_keys: environment.system_keys(registry, &self.config.keys.prefix),
+            prices: std::sync::Arc::default(),
             section: self.config.store.clone(),
             clock,
             metrics,

@@ -44,6 +44,7 @@ impl Api {
             dir: directory.path().join("data"),
             create: true,
             master: MasterKeyInputs::default(),
+            prices: Arc::default(),
             environment_keys: vec![crate::storage::EnvironmentKey {
                 provider: "mistral".to_owned(),
                 variable: "MISTRAL_API_KEY".to_owned(),

@@ -367,6 +367,7 @@ mod tests {
             create: true,
             master: MasterKeyInputs::default(),
             environment_keys: Vec::new(),
+            prices: Arc::default(),
             section: StoreSection::default(),
             clock: clock.clone(),
             metrics: Metrics::default(),

@@ -63,6 +63,7 @@ use crate::event::Events;
 use crate::id::{KeyId, RequestId, ScopeId};
 use crate::limit::{Moment, Watch};
 use crate::metrics::Metrics;
+use crate::pricing::PriceTable;
 use crate::provider_key::{self, ProviderKey};
 use crate::secret::Secret;
 use crate::virtual_key::VirtualKey;
@@ -134,6 +135,8 @@ pub struct StoreOptions {
     pub master: MasterKeyInputs,
     /// System keys the environment brings.
     pub environment_keys: Vec<EnvironmentKey>,
+    /// Prices of the program and the configuration; those set in the store lie over them.
+    pub prices: Arc<PriceTable>,
     /// `[store]` of the config.
     pub section: StoreSection,
     /// The time.
@@ -184,7 +187,7 @@ impl Store {
     /// When another process has it, the master key is missing or wrong, or the files are beyond repair. Nothing that
     /// was there is overwritten then.
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { dir, create, master, environment_keys, section, clock, metrics } = options;
+        let StoreOptions { dir, create, master, environment_keys, prices, section, clock, metrics } = options;
         let layout = Layout { dir: dir.clone() };
         if !create && !layout.is_used() {
             return Err(StoreError::Missing { dir });
@@ -201,7 +204,7 @@ impl Store {
         let failed = |source| StoreError::io("cannot open the file of open requests", &layout.reservations(), source);
         let (reservations, held) = Reservations::open(&layout.reservations()).map_err(failed)?;
         let aborted = aborted(&opened, &reservations, held)?;
-        let (snapshot, touched) = first_snapshot(&mut opened, environment_keys, &clock, watch)?;
+        let (snapshot, touched) = first_snapshot(&mut opened, environment_keys, &prices, &clock, watch)?;
         charge(&snapshot, &aborted);
         let (commands, command_queue) = sync_channel(COMMANDS_MAX);
         let (entries, entry_queue) = channel();
@@ -498,11 +501,13 @@ fn charge(snapshot: &Snapshot, aborted: &[Queued]) {
 fn first_snapshot(
     opened: &mut Opened,
     environment_keys: Vec<EnvironmentKey>,
+    prices: &PriceTable,
     clock: &Clock,
     watch: Watch,
 ) -> Result<(Snapshot, HashSet<ScopeId>), StoreError> {
     let Opened { engine, loaded, .. } = opened;
     let mut snapshot = build_snapshot(loaded, None, watch);
+    snapshot.lay_prices(prices);
     let at = Moment::of(clock);
     for key in environment_keys {
         snapshot.put_provider_key(Arc::new(ProviderKeyState::of_environment(key, at.wall_ms)));
@@ -547,6 +552,9 @@ fn build_snapshot(loaded: &mut Loaded, before: Option<&Snapshot>, watch: Watch) 
     let scopes = before.map_or_else(|| Scopes::new(watch), |before| before.scopes.clone());
     let mut snapshot = Snapshot::new(loaded.digest_key.clone(), loaded.manifest.generation, scopes);
     snapshot.named = std::mem::take(&mut loaded.named);
+    if let Some(before) = before {
+        snapshot.lay_prices(before.prices());
+    }
     for record in std::mem::take(&mut loaded.virtual_keys) {
         if let Some(known) = before.and_then(|before| before.virtual_key(record.id)) {
             // For its run-time state; the record takes its place at once.

@@ -6,6 +6,7 @@
 //! A row's key is the kind's letter and the name; its value is that of any record: sealed JSON of at most 4 KB.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::owner::OwnerPolicy;
 use crate::plan::Plan;
+use crate::pricing::PriceRecord;
 
 use super::StoreError;
 
@@ -24,6 +26,8 @@ pub enum Kind {
     Owner,
     /// [`Plan`]s.
     Plan,
+    /// [`PriceRecord`]s.
+    Price,
 }
 
 /// A record with a name. A new kind takes an implementation beside its type, and a line in each table below.
@@ -32,22 +36,30 @@ pub trait Named: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'stat
     const KIND: Kind;
 
     /// Its name, unique among its kind.
-    fn name(&self) -> &str;
+    fn name(&self) -> Cow<'_, str>;
 }
 
 impl Named for OwnerPolicy {
     const KIND: Kind = Kind::Owner;
 
-    fn name(&self) -> &str {
-        &self.owner
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.owner)
     }
 }
 
 impl Named for Plan {
     const KIND: Kind = Kind::Plan;
 
-    fn name(&self) -> &str {
-        &self.name
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.name)
+    }
+}
+
+impl Named for PriceRecord {
+    const KIND: Kind = Kind::Price;
+
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Owned(self.name.to_string())
     }
 }
 
@@ -58,6 +70,7 @@ impl Kind {
         match self {
             Self::Owner => "owner",
             Self::Plan => "plan",
+            Self::Price => "price",
         }
     }
 
@@ -65,6 +78,7 @@ impl Kind {
         match self {
             Self::Owner => b'o',
             Self::Plan => b'p',
+            Self::Price => b'$',
         }
     }
 
@@ -72,6 +86,7 @@ impl Kind {
         match letter {
             b'o' => Some(Self::Owner),
             b'p' => Some(Self::Plan),
+            b'$' => Some(Self::Price),
             _ => None,
         }
     }
@@ -81,6 +96,7 @@ impl Kind {
         match self {
             Self::Owner => decode::<OwnerPolicy>(json),
             Self::Plan => decode::<Plan>(json),
+            Self::Price => decode::<PriceRecord>(json),
         }
     }
 
@@ -138,7 +154,7 @@ impl fmt::Debug for Record {
 impl Record {
     pub(super) fn new<T: Named>(record: T) -> Result<Self, StoreError> {
         let json = serde_json::to_vec(&record).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        Ok(Self { kind: T::KIND, name: Arc::from(record.name()), json, value: Arc::new(record) })
+        Ok(Self { kind: T::KIND, name: Arc::from(&*record.name()), json, value: Arc::new(record) })
     }
 }
 

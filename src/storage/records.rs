@@ -61,12 +61,14 @@ pub(super) struct Edit<'a> {
     pub(super) changes: Vec<Change>,
     /// Ids whose counters and limits go too.
     pub(super) gone: Vec<KeyId>,
+    /// Some price is another now.
+    repriced: bool,
 }
 
 impl<'a> Edit<'a> {
     pub(super) fn new(vault: &'a Vault, engine: &'a Engine, snapshot: &Snapshot, manifest: &Manifest) -> Self {
         let (snapshot, manifest) = (snapshot.clone(), manifest.clone());
-        Self { vault, engine, snapshot, manifest, changes: Vec::new(), gone: Vec::new() }
+        Self { vault, engine, snapshot, manifest, changes: Vec::new(), gone: Vec::new(), repriced: false }
     }
 
     /// Adds one change, or says why it cannot be; then nothing of it is added.
@@ -110,6 +112,10 @@ impl<'a> Edit<'a> {
 
     /// Adds the manifest, when there is anything to commit.
     pub(super) fn finish(&mut self) -> Result<(), StoreError> {
+        if self.repriced {
+            let before = Arc::clone(self.snapshot.prices());
+            self.snapshot.lay_prices(&before);
+        }
         self.manifest.generation += 1;
         self.snapshot.generation = self.manifest.generation;
         self.changes.push(self.manifest.to_change(self.vault)?);
@@ -235,10 +241,14 @@ impl<'a> Edit<'a> {
         Ok(Stored::Nothing)
     }
 
-    /// Has the keys follow that a record is for.
+    /// Has what a record is for follow it: keys at once, prices when the last of them is known.
     fn renew(&mut self, kind: Kind, name: &Arc<str>) {
         let scope = match kind {
             Kind::Plan => ScopeId::Plan(name.clone()),
+            Kind::Price => {
+                self.repriced = true;
+                return;
+            }
             Kind::Owner => match name.parse() {
                 Ok(Owner::Team(id)) => ScopeId::Team(id.into()),
                 Ok(Owner::User(id)) => ScopeId::User(id.into()),

@@ -15,6 +15,7 @@ use crate::entry::Entry;
 use crate::id::{KeyId, Owner, ScopeId};
 use crate::limit::{Scope, Watch};
 use crate::policy::Policy;
+use crate::pricing::{PriceRecord, PriceTable};
 use crate::provider_key::{Origin, ProviderKey, Status};
 use crate::secret::Secret;
 use crate::virtual_key::DigestKey;
@@ -30,6 +31,7 @@ pub struct Snapshot {
     provider_keys_by_id: HashMap<KeyId, Arc<ProviderKeyState>>,
     pub(super) named: BTreeMap<(Kind, Arc<str>), NamedState>,
     pub(super) scopes: Scopes,
+    prices: Arc<PriceTable>,
     pub(super) digest_key: DigestKey,
     pub(super) generation: u64,
 }
@@ -42,6 +44,7 @@ impl Snapshot {
             provider_keys_by_id: HashMap::new(),
             named: BTreeMap::new(),
             scopes,
+            prices: Arc::default(),
             digest_key,
             generation,
         }
@@ -87,6 +90,18 @@ impl Snapshot {
         let from = (T::KIND, Arc::from(""));
         let of_kind = self.named.range(from..).take_while(|((kind, _), _)| *kind == T::KIND);
         of_kind.filter_map(|(_, state)| Some((state.value::<T>()?, state.version)))
+    }
+
+    /// What models cost: prices set in the store over those of the configuration over those of the program.
+    #[must_use]
+    pub fn prices(&self) -> &Arc<PriceTable> {
+        &self.prices
+    }
+
+    /// Lays the prices set in the store over those of `below`.
+    pub(super) fn lay_prices(&mut self, below: &PriceTable) {
+        let records = self.all_named::<PriceRecord>().map(|(record, _)| PriceRecord::clone(&record));
+        self.prices = Arc::new(below.with_store(records.collect()));
     }
 
     /// What presented virtual keys are digested with.

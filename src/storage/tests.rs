@@ -15,6 +15,7 @@ use crate::id::{KeySource, Owner};
 use crate::limit::{Consumption, Permit};
 use crate::plan::Plan;
 use crate::policy::{Limits, Policy, Quota};
+use crate::pricing::{Layer, Overlay, Price, PriceRecord};
 use crate::provider_key::Origin;
 use crate::unit::{TokensSource, Usage};
 use crate::virtual_key::DigestKey;
@@ -28,6 +29,7 @@ fn options(dir: &Path) -> StoreOptions {
         create: true,
         master: MasterKeyInputs::default(),
         environment_keys: Vec::new(),
+        prices: Arc::default(),
         section: StoreSection { commit_interval_ms: 1, retention_days: 0, ..StoreSection::default() },
         clock: Clock::system(),
         metrics: Metrics::default(),
@@ -183,6 +185,38 @@ async fn named_records_have_names_and_versions() {
     assert_eq!(kept, [(Some(3), 2), (Some(4), 1)]);
     assert_eq!(*store.snapshot().named::<Plan>("free").unwrap().0, plan("free", 3));
     assert_eq!(store.health().recovered, None);
+}
+
+#[tokio::test]
+async fn prices_set_here_lie_over_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let price = |json: &str| serde_json::from_str::<Price>(json).unwrap();
+    let record = |name: &str, json| PriceRecord { name: name.parse().unwrap(), price: price(json), set_ms: START_MS };
+    let config = [("openai/a", r#"{"input":"1"}"#), ("openai/b", r#"{"input":"2"}"#)];
+    let config = config.map(|(name, json)| (name.parse().unwrap(), price(json)));
+    let prices = Arc::new(PriceTable::new(Overlay::hashed("config", config.into()), []));
+    let options = || StoreOptions { prices: prices.clone(), ..options(dir.path()) };
+    let resolve = |store: &Store, model: &str| {
+        let found = store.snapshot().prices().resolve("openai", model)?;
+        Some((found.layer, found.price.cost(&Usage { input: Some(1), ..Usage::default() }, None)?))
+    };
+    let store = Store::open(options()).unwrap();
+    assert_eq!(resolve(&store, "a"), Some((Layer::Config, 1_000)));
+    // Many at once are one commit, and one new table.
+    let names: Vec<String> = (0..500).map(|n| format!("openai/many-{n}")).collect();
+    let changes = names.iter().map(|name| store.put_named(record(name, r#"{"input":"5"}"#), None));
+    for done in futures_util::future::join_all(changes).await {
+        done.unwrap();
+    }
+    store.put_named(record("openai/a", r#"{"input":"3"}"#), None).await.unwrap();
+    let seen = |store: &Store| [resolve(store, "a"), resolve(store, "b"), resolve(store, "many-499")];
+    let want = [Some((Layer::Store, 3_000)), Some((Layer::Config, 2_000)), Some((Layer::Store, 5_000))];
+    assert_eq!(seen(&store), want);
+    drop(store);
+    let store = Store::open(options()).unwrap();
+    assert_eq!(seen(&store), want);
+    store.delete_named::<PriceRecord>("openai/a", None).await.unwrap();
+    assert_eq!(resolve(&store, "a"), Some((Layer::Config, 1_000)));
 }
 
 #[tokio::test]

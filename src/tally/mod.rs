@@ -15,6 +15,8 @@ mod gemini;
 mod observer;
 mod ollama;
 mod openai;
+#[cfg(test)]
+mod priced;
 mod reading;
 #[cfg(test)]
 mod transcripts;

@@ -9,22 +9,22 @@ use serde_json::Value;
 use super::{Observer, Tally, Wire};
 use crate::unit::Usage;
 
-struct Exchange {
-    id: String,
-    provider: String,
+pub(super) struct Exchange {
+    pub(super) id: String,
+    pub(super) provider: String,
     wire: Wire,
     stream_asked: bool,
     status: u16,
     headers: HeaderMap,
     body: Vec<u8>,
     plain: Vec<u8>,
-    expected: Vec<Usage>,
-    model_requested: Option<String>,
-    model_reported: Option<String>,
+    pub(super) expected: Vec<Usage>,
+    pub(super) model_requested: Option<String>,
+    pub(super) model_reported: Option<String>,
 }
 
 /// The folder, or `None` where it was not laid out.
-fn folder() -> Option<PathBuf> {
+pub(super) fn folder() -> Option<PathBuf> {
     #[expect(clippy::disallowed_methods, reason = "tests are told where the recordings are")]
     let named = std::env::var_os("SIDEKEY_TRANSCRIPTS").map(PathBuf::from);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -65,7 +65,7 @@ fn usage(value: &Value) -> Usage {
     }
 }
 
-fn exchanges() -> Option<Vec<Exchange>> {
+pub(super) fn exchanges() -> Option<Vec<Exchange>> {
     let Some(folder) = folder() else {
         println!("no transcripts here: set SIDEKEY_TRANSCRIPTS to replay them");
         return None;
