@@ -25,6 +25,7 @@
 
 mod amount;
 mod in_flight;
+mod outputs;
 mod permit;
 mod rate;
 mod refused;
@@ -37,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{Clock, Nanos};
 
 pub use amount::{Consumption, Measure, SavedAmount};
+pub use outputs::Outputs;
 pub use permit::Permit;
 pub use refused::{Kind, Refused};
 pub use scope::{Report, Scope, Unknown};

@@ -1,6 +1,6 @@
 //! What may be used: rates, budgets and quotas, as they are written down on virtual keys, plans, users and teams.
 //!
-//! Owns the records; leaves how people write them (`100/month`) to [`text`], and counting against them to `limit`.
+//! Owns the records; leaves how people write them (`100/month`) to `text`, and counting against them to `limit`.
 
 mod text;
 

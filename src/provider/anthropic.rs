@@ -75,6 +75,12 @@ impl Dialect for Anthropic {
             json!({ "type": "error", "error": error, "request_id": refusal.request_id.map(|id| id.to_string()) });
         Bytes::from(body.to_string())
     }
+
+    /// <https://docs.anthropic.com/en/docs/build-with-claude/streaming#error-events>
+    fn refusal_event(&self, _wire: Wire, refusal: &Refusal) -> Bytes {
+        let body = self.refusal_body(refusal);
+        Bytes::from([b"event: error\ndata: ", &body[..], b"\n\n"].concat())
+    }
 }
 
 fn error_type(kind: RefusalKind) -> &'static str {

@@ -103,6 +103,12 @@ pub trait Dialect: fmt::Debug + Sync {
     /// The body of a refusal; see [`Refusal::response`].
     fn refusal_body(&self, refusal: &Refusal) -> Bytes;
 
+    /// The event that ends a stream with a refusal (HTML Living Standard §9.2): the refusal's body as data.
+    fn refusal_event(&self, _wire: Wire, refusal: &Refusal) -> Bytes {
+        let body = self.refusal_body(refusal);
+        Bytes::from([b"data: ", &body[..], b"\n\n"].concat())
+    }
+
     /// The status of a refusal.
     fn refusal_status(&self, kind: RefusalKind) -> StatusCode {
         kind.status()

@@ -90,6 +90,21 @@ impl Dialect for OpenAi {
         });
         Bytes::from(json!({ "error": error }).to_string())
     }
+
+    /// Responses have events with names and a flat error (<https://platform.openai.com/docs/api-reference/responses-streaming/error>).
+    fn refusal_event(&self, wire: Wire, refusal: &Refusal) -> Bytes {
+        let body = self.refusal_body(refusal);
+        if wire != Wire::OpenAiResponses {
+            return Bytes::from([b"data: ", &body[..], b"\n\n"].concat());
+        }
+        let error = json!({
+            "type": "error",
+            "code": refusal.kind.code(),
+            "message": refusal.message,
+            "param": refusal.param,
+        });
+        Bytes::from(format!("event: error\ndata: {error}\n\n"))
+    }
 }
 
 /// `/anthropic/v1/messages` at DeepSeek, Azure and others; a thread's `messages` are not meant.

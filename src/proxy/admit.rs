@@ -10,16 +10,17 @@ use crate::proxy::error::Error;
 use crate::storage::{EntryPlace, Ledger};
 use crate::tally::Wire;
 
-/// Output reserved where the request sets no bound: more than most answers have, so that parallel requests seldom
+/// Output reserved where the request sets no bound, until answers have shown how long they are: more than most answers have, so that parallel requests seldom
 /// overdraw; settlement returns what was too much.
 const DEFAULT_OUTPUT: u64 = 512;
 
 /// What a request is thought to consume, by what was read of it; nothing for calls that consume nothing.
-pub(super) fn estimate(wire: Wire, input: u64, asked: &Asked) -> Consumption {
+pub(super) fn estimate(wire: Wire, input: u64, asked: &Asked, caller: &Caller, model: Option<&str>) -> Consumption {
     if wire == Wire::None {
         return Consumption::default();
     }
-    let output = if wire.has_output() { asked.max_output.unwrap_or(DEFAULT_OUTPUT) } else { 0 };
+    let learned = || caller.key().zip(model).and_then(|(key, model)| key.outputs.expected(model));
+    let output = if wire.has_output() { asked.max_output.or_else(learned).unwrap_or(DEFAULT_OUTPUT) } else { 0 };
     Consumption::tokens(input, output)
 }
 

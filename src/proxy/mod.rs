@@ -9,6 +9,7 @@ mod authenticate;
 mod credentials;
 mod error;
 mod forward;
+mod hard_stop;
 mod headers;
 mod metrics;
 mod observe;

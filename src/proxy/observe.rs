@@ -11,6 +11,7 @@ use prometheus::IntGauge;
 
 use crate::net::body::BoxError;
 use crate::net::upstream::Received;
+use crate::proxy::hard_stop::{HardStop, Verdict};
 use crate::proxy::settle::{Account, End};
 use crate::storage::Commit;
 use crate::tally::Observer;
@@ -31,10 +32,13 @@ pub struct Relayed {
     observer: Observer,
     account: Account,
     _in_flight: InFlight,
+    stop: Option<Box<HardStop>>,
     /// With `store.durability = "sync"`: the entry's way to the disk, which the end of the answer waits for.
     commit: Option<Commit>,
-    /// The last frame, or how the upstream broke off.
-    last: Option<Result<Frame<Bytes>, hyper::Error>>,
+    /// The last frame, or how the answer breaks off.
+    last: Option<Result<Frame<Bytes>, BoxError>>,
+    /// True when nothing is read any more: the answer was ended here.
+    stopped: bool,
 }
 
 /// Counts a relayed answer while it is open.
@@ -55,14 +59,23 @@ impl Drop for InFlight {
 }
 
 impl AnswerBody {
-    pub(super) fn relayed(received: Received, observer: Observer, account: Account, in_flight: InFlight) -> Self {
+    /// `stop` is what may end it early.
+    pub(super) fn relayed(
+        received: Received,
+        observer: Observer,
+        account: Account,
+        in_flight: InFlight,
+        stop: Option<Box<HardStop>>,
+    ) -> Self {
         Self::Relayed(Box::new(Relayed {
             received,
             observer,
             account,
             _in_flight: in_flight,
+            stop,
             commit: None,
             last: None,
+            stopped: false,
         }))
     }
 }
@@ -70,6 +83,22 @@ impl AnswerBody {
 impl Relayed {
     fn settle(&mut self, end: End) {
         self.commit = self.account.settle(self.observer.finish(), end);
+    }
+
+    /// Ends the answer where its reservation does.
+    fn is_stopped(&mut self, frame: &Frame<Bytes>) -> bool {
+        let (Some(stop), Some(data)) = (&mut self.stop, frame.data_ref()) else { return false };
+        self.last = match stop.judge(data, &self.observer, &mut self.account) {
+            Verdict::Pass => return false,
+            Verdict::Stop(at, event) => {
+                let last = [&data[..at], &event].concat();
+                Some(Ok(Frame::data(last.into())))
+            }
+            Verdict::Break => Some(Err("the answer used up what was reserved for it".into())),
+        };
+        self.stopped = true;
+        self.settle(End::Stopped);
+        true
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
@@ -80,12 +109,21 @@ impl Relayed {
                 self.commit = None;
             }
             if let Some(last) = self.last.take() {
-                return Poll::Ready(Some(last.map_err(Into::into)));
+                return Poll::Ready(Some(last));
+            }
+            if self.stopped {
+                return Poll::Ready(None);
             }
             match std::task::ready!(Pin::new(&mut self.received).poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
                         self.observer.feed(data);
+                    }
+                    if self.stop.is_some() && self.is_stopped(&frame) {
+                        if matches!(self.last, Some(Err(_))) {
+                            return break_off(cx);
+                        }
+                        continue;
                     }
                     if !self.received.is_end_stream() {
                         return Poll::Ready(Some(Ok(frame)));
@@ -96,11 +134,8 @@ impl Relayed {
                 }
                 Some(Err(error)) => {
                     self.settle(End::UpstreamBroke);
-                    // An error makes the server cut the connection: a truncated answer must look like one. It comes one
-                    // poll later, so that the server can send what came before.
-                    self.last = Some(Err(error));
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
+                    self.last = Some(Err(error.into()));
+                    return break_off(cx);
                 }
                 None => {
                     self.settle(End::Complete);
@@ -111,6 +146,13 @@ impl Relayed {
             }
         }
     }
+}
+
+/// An error makes the server cut the connection: a truncated answer must look like one. It comes one poll later, so that
+/// the server can send what came before.
+fn break_off<T>(cx: &Context<'_>) -> Poll<T> {
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }
 
 impl Body for AnswerBody {
@@ -128,7 +170,8 @@ impl Body for AnswerBody {
         match self {
             Self::Own(bytes) => bytes.is_none(),
             Self::Relayed(relayed) => {
-                relayed.last.is_none() && relayed.commit.is_none() && relayed.received.is_end_stream()
+                let ended = relayed.stopped || relayed.received.is_end_stream();
+                relayed.last.is_none() && relayed.commit.is_none() && ended
             }
         }
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Nanos};
 use crate::entry::{Entry, Outcome};
 use crate::limit::{Consumption, Permit};
+use crate::provider::RefusalKind;
 use crate::proxy::ProxyParts;
 use crate::proxy::error::Error;
 use crate::proxy::metrics::{Families, ProviderMetrics};
@@ -48,6 +49,8 @@ pub(super) enum End {
     ClientLeft,
     /// Our own shutdown.
     Drained,
+    /// Us, because what was reserved for it was used up.
+    Stopped,
     /// The upstream broke off.
     UpstreamBroke,
 }
@@ -82,6 +85,13 @@ struct Closed {
     open: Box<Open>,
     tally: Tally,
     end: End,
+}
+
+/// How long the answer was, for the next estimate.
+fn note_output(key: &KeyState, entry: &Entry) {
+    if let (Some(model), Some(output)) = (&entry.model_requested, entry.tokens.output) {
+        key.outputs.note(model, output);
+    }
 }
 
 /// What a provider key went through, for choosing among keys.
@@ -239,6 +249,7 @@ impl Closed {
         entry.outcome = match self.end {
             End::ClientLeft => Outcome::ClientDisconnected,
             End::Drained => Outcome::AbortedByDrain,
+            End::Stopped => Outcome::Refused,
             End::UpstreamBroke => Outcome::UpstreamError,
             End::Complete if entry.status >= 400 || self.tally.error.is_some() => Outcome::UpstreamError,
             End::Complete => Outcome::Ok,
@@ -247,6 +258,8 @@ impl Closed {
             entry.error_code = error.code.or(error.kind).map(Arc::from);
         } else if self.end == End::UpstreamBroke {
             entry.error_code = Some("upstream_truncated".into());
+        } else if self.end == End::Stopped {
+            entry.error_code = Some(RefusalKind::InsufficientQuota.code().into());
         }
         entry.tokens_source = match entry.tokens.is_empty() {
             true => TokensSource::None,
@@ -300,6 +313,9 @@ impl Closed {
             Some(permit) if open.entry.attempts == 0 => permit.refund(),
             Some(permit) => permit.settle(now, consumed),
             None => {}
+        }
+        if let (Outcome::Ok, Some(key)) = (open.entry.outcome, &open.key) {
+            note_output(key, &open.entry);
         }
         if let Some(provider_key) = &open.provider_key {
             note_health(provider_key, &open.entry);

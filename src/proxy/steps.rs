@@ -17,6 +17,7 @@ use crate::provider::{Asked, Call, Upstream, check_path};
 use crate::proxy::authenticate::{Caller, Door, authenticate};
 use crate::proxy::error::Error;
 use crate::proxy::forward::{Outbound, Way, forward};
+use crate::proxy::hard_stop::HardStop;
 use crate::proxy::observe::{AnswerBody, InFlight};
 use crate::proxy::request::{self, Bounds, Taken};
 use crate::proxy::select::{self, Candidate};
@@ -159,7 +160,10 @@ impl Proxy {
         let estimate = match selected.upgrade {
             // What a session will consume shows only as it goes; one token, so that a debt keeps it out.
             Some(_) => Consumption::tokens(1, 0),
-            None => admit::estimate(selected.call.wire, selected.input_estimate, &selected.asked),
+            None => {
+                let Selected { call, input_estimate, asked, caller, .. } = &*selected;
+                admit::estimate(call.wire, *input_estimate, asked, caller, call.model(asked))
+            }
         };
         let place = admit::place(&selected.caller, &self.books.ledger)?;
         let permit = admit::admit(&selected.caller, estimate, at)?;
@@ -218,10 +222,11 @@ impl Proxy {
         let (mut head, received) = response.into_parts();
         let observer = Observer::new(call.wire, is_stream, head.status.as_u16(), &head.headers);
         self.answered(arrival, &mut trail.account, &mut head);
+        let stop = hard_stop(arrival, &call, &mut trail.account, &head);
         let account = std::mem::take(&mut trail.account);
         let in_flight = InFlight::new(&self.books.families.in_flight);
         if head.status != StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(Response::from_parts(head, AnswerBody::relayed(received, observer, account, in_flight)));
+            return Ok(Response::from_parts(head, AnswerBody::relayed(received, observer, account, in_flight, stop)));
         }
         let (Some(client), Some(upstream)) = (upgrade, upgrade::of(&mut head)) else {
             trail.account = account;
@@ -277,6 +282,19 @@ impl Proxy {
         head.version = Version::HTTP_11;
         headers::add_ours(&mut head.headers, arrival.id, source, &rates);
     }
+}
+
+/// What ends the answer's stream, where the key wants it ended when its reservation is used up.
+fn hard_stop(
+    arrival: Arrival,
+    call: &Call<'_>,
+    account: &mut Account,
+    head: &http::response::Parts,
+) -> Option<Box<HardStop>> {
+    let open = account.open()?;
+    let reserved = open.permit.as_ref()?.reserved();
+    open.key.as_ref().filter(|key| key.hard_stop)?;
+    HardStop::new(call.wire, call.speaks, head, reserved, arrival.wall_ms).map(Box::new)
 }
 
 /// Reads the request's line.

@@ -12,7 +12,7 @@ use wildmatch::WildMatch;
 use crate::clock::Nanos;
 use crate::entry::Entry;
 use crate::id::{Owner, ScopeId};
-use crate::limit::{Consumption, RateHeaders, Scope, Unknown, Watch};
+use crate::limit::{Consumption, Outputs, RateHeaders, Scope, Unknown, Watch};
 use crate::owner::OwnerPolicy;
 use crate::plan::Plan;
 use crate::policy::{Otherwise, Policy};
@@ -46,6 +46,10 @@ pub struct KeyState {
     pub scopes: Arc<[Arc<Scope>]>,
     /// What it used; the same object before and after a change of the record.
     pub stats: Arc<KeyStats>,
+    /// How long its answers usually are; the same object before and after a change of the record.
+    pub outputs: Arc<Outputs>,
+    /// True to end streams that use up what was reserved for them.
+    pub hard_stop: bool,
     /// What becomes of a request for a model without a price, where there is a budget.
     pub unpriced: Otherwise,
     /// What becomes of a request that cannot be recorded; `None` is `deny` where there is a budget or quota.
@@ -204,12 +208,12 @@ impl Snapshot {
         let before = self.virtual_keys.get(&record.id).cloned();
         let plan = record.plan.as_deref().and_then(|name| self.named::<Plan>(name)).map(|(plan, _)| plan);
         let policy = plan.as_ref().map_or_else(|| record.policy.clone(), |plan| record.policy.or(&plan.policy));
-        let (scope, stats) = before.map_or_else(
+        let (scope, stats, outputs) = before.map_or_else(
             || {
                 let scope = Scope::new(ScopeId::Key(record.id), &policy, self.scopes.watch.clone());
-                (Arc::new(scope), Arc::default())
+                (Arc::new(scope), Arc::default(), Arc::default())
             },
-            |before| (before.scope.clone(), before.stats.clone()),
+            |before| (before.scope.clone(), before.stats.clone(), before.outputs.clone()),
         );
         let mut scopes = vec![scope.clone()];
         let mut models = vec![record.models.clone()];
@@ -231,6 +235,8 @@ impl Snapshot {
             scope,
             scopes: scopes.into(),
             stats,
+            outputs,
+            hard_stop: policies.iter().find_map(|policy| policy.hard_stop).unwrap_or(false),
             unpriced: policies.iter().find_map(|policy| policy.unpriced).unwrap_or(Otherwise::Deny),
             unrecorded: policies.iter().find_map(|policy| policy.unrecorded),
             models,

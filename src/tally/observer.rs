@@ -85,6 +85,13 @@ impl Observer {
         }
     }
 
+    /// Output tokens so far: what the provider has reported of them, or roughly what the text comes to that went by,
+    /// whichever is more.
+    #[must_use]
+    pub fn output_so_far(&self) -> u64 {
+        self.documents.reading.output_so_far()
+    }
+
     /// The body has ended, or broken off: says what was counted. The observer is spent.
     pub fn finish(&mut self) -> Tally {
         let Self { framing, documents, .. } = self;

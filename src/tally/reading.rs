@@ -162,6 +162,11 @@ impl Reading {
         self.commit();
     }
 
+    pub(super) fn output_so_far(&self) -> u64 {
+        let reported = (self.rules.settle)(&self.reports).output.unwrap_or(0);
+        reported.max(self.text.bytes() / 4)
+    }
+
     pub(super) fn finish(&mut self) -> Tally {
         let usage = (self.rules.settle)(&self.reports);
         Tally {
