@@ -15,12 +15,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::clock::parse_rfc3339;
-use crate::control::policy::{With, said, set};
+use crate::control::policy::{With, allowed, globs, said, set};
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::view::KeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
 use crate::id::{KeyId, is_name};
 use crate::limit::Moment;
+use crate::plan::Plan;
 use crate::policy::{Limits, Policy};
 use crate::provider::{Endpoint, NoProvider, provider};
 use crate::storage::KeyState;
@@ -324,6 +325,10 @@ impl Wish {
                 return Err(Problem::invalid(field, "must be 1 to 128 printable characters without spaces around"));
             }
         }
+        if let Some(plan) = flat(&self.plan).filter(|plan| state.store.snapshot().named::<Plan>(plan).is_none()) {
+            let problem = Problem::invalid("plan", format!("there is no plan {plan:?}"));
+            return Err(problem.fix("make it first: sidekey plan create --name"));
+        }
         set(&mut record.user, &self.user);
         set(&mut record.team, &self.team);
         set(&mut record.plan, &self.plan);
@@ -349,11 +354,8 @@ impl Wish {
     }
 
     fn apply_lists(&self, state: &ControlState, record: &mut VirtualKey) -> Result<(), Problem> {
-        if let Some(models) = allowed(&self.models) {
-            if models.iter().any(|glob| glob.trim().is_empty()) {
-                return Err(Problem::invalid("models", "an empty glob matches nothing").fix("leave it out"));
-            }
-            record.models = models.iter().map(|glob| glob.trim().to_owned()).collect();
+        if let Some(models) = globs(&self.models)? {
+            record.models = models;
         }
         if let Some(providers) = allowed(&self.providers) {
             let known = providers.iter().map(|name| provider_id(state, name));
@@ -418,12 +420,6 @@ fn provider_id(state: &ControlState, name: &str) -> Result<String, Problem> {
             None => Err(Problem::invalid("providers", error.to_string())),
         },
     }
-}
-
-/// What was said of a list: null, or `*` alone, is everything, which is recorded as the empty list.
-fn allowed(said: &Option<Option<Vec<String>>>) -> Option<&[String]> {
-    let said = said.as_ref()?.as_deref().unwrap_or_default();
-    Some(if matches!(said, [all] if all == "*") { &[] } else { said })
 }
 
 fn flat<T>(said: &Option<Option<T>>) -> Option<&T> {

@@ -10,6 +10,10 @@
 //! | `/api/keys/{id}` | GET, PATCH, DELETE |
 //! | `/api/keys/{id}/rotate`, `/enable`, `/disable`, `/revoke` | POST |
 //! | `/api/keys/{id}/usage?days=` | GET |
+//! | `/api/plans` | GET list, POST create |
+//! | `/api/plans/{name}` | GET, PATCH, DELETE |
+//! | `/api/users`, `/api/teams` | GET list |
+//! | `/api/users/{id}`, `/api/teams/{id}` | GET, PATCH create or change, DELETE |
 //! | `/api/providers`, `/api/providers/{id}` | GET |
 //! | `/api/provider-keys` | GET list, POST add |
 //! | `/api/provider-keys/{id}` | GET, PATCH, DELETE |
@@ -22,6 +26,8 @@
 
 pub mod health;
 mod keys;
+mod owners;
+mod plans;
 pub mod policy;
 pub mod problem;
 mod provider_keys;
@@ -41,7 +47,7 @@ use http::{HeaderMap, StatusCode, header};
 use crate::clock::Clock;
 use crate::control::health::Readiness;
 use crate::control::problem::Problem;
-use crate::id::KeyId;
+use crate::id::{KeyId, ScopeId};
 use crate::provider::Registry;
 use crate::storage::{Store, StoreError};
 use crate::virtual_key::KeysSection;
@@ -87,6 +93,10 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/keys/{id}/disable", post(keys::disable))
         .route("/api/keys/{id}/revoke", post(keys::revoke))
         .route("/api/keys/{id}/usage", get(usage::of_key))
+        .route("/api/plans", get(plans::list).post(plans::create))
+        .route("/api/plans/{name}", get(plans::show).patch(plans::update).delete(plans::delete))
+        .merge(owners::routes("/api/users", ScopeId::User))
+        .merge(owners::routes("/api/teams", ScopeId::Team))
         .route("/api/providers", get(status::providers))
         .route("/api/providers/{id}", get(status::provider))
         .route("/api/provider-keys", get(provider_keys::list).post(provider_keys::add))
@@ -118,6 +128,8 @@ impl From<StoreError> for Problem {
             StoreError::Conflict { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "conflict", text)
                 .fix("read it again: somebody changed it in between"),
             StoreError::Exists { .. } => Self::new(StatusCode::CONFLICT, "exists", text),
+            StoreError::InUse { by, .. } => Self::new(StatusCode::CONFLICT, "in_use", text)
+                .fix(format!("take it off its keys first: sidekey key update {by} --plan ''")),
             StoreError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "not_found", text),
             StoreError::NoSecret { .. } => Self::invalid("secret", text),
             StoreError::TooLarge { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "too_large", text),
@@ -149,23 +161,36 @@ fn key_id(text: &str) -> Result<KeyId, Problem> {
     text.parse().map_err(|error: crate::id::BadId| Problem::not_found(&format!("key of that id: {error}")))
 }
 
+/// A name as one part of a path.
+fn path_part(name: &str) -> String {
+    let mut out = String::new();
+    for byte in name.bytes() {
+        // RFC 3986 §2.3.
+        match char::from(byte) {
+            plain if plain.is_ascii_alphanumeric() || "-._~".contains(plain) => out.push(plain),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
 /// One page of a list.
-struct Page<T> {
+struct Page<T, I> {
     items: Vec<T>,
     /// The last item's id, when more follow.
-    next: Option<KeyId>,
+    next: Option<I>,
 }
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 
 /// The items after `cursor`; a cursor whose item is gone meanwhile is an error, since nobody knows where it stood.
-fn page<T>(
+fn page<T, I: PartialEq>(
     items: Vec<T>,
-    id: impl Fn(&T) -> KeyId,
-    cursor: Option<KeyId>,
+    id: impl Fn(&T) -> I,
+    cursor: Option<I>,
     limit: Option<usize>,
-) -> Result<Page<T>, Problem> {
+) -> Result<Page<T, I>, Problem> {
     let limit = limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE);
     let start = match cursor {
         None => 0,

@@ -30,6 +30,24 @@ pub(super) fn set<T: Clone>(field: &mut Option<T>, said: &Option<Option<T>>) {
     }
 }
 
+/// What was said of a list of models: null, or `*` alone, is everything, which is recorded as the empty list.
+///
+/// # Errors
+/// When a glob is empty: it would match nothing.
+pub(super) fn globs(said: &Option<Option<Vec<String>>>) -> Result<Option<Vec<String>>, Problem> {
+    let Some(models) = allowed(said) else { return Ok(None) };
+    if models.iter().any(|glob| glob.trim().is_empty()) {
+        return Err(Problem::invalid("models", "an empty glob matches nothing").fix("leave it out"));
+    }
+    Ok(Some(models.iter().map(|glob| glob.trim().to_owned()).collect()))
+}
+
+/// What was said of a list: null, or `*` alone, is everything, which is recorded as the empty list.
+pub(super) fn allowed(said: &Option<Option<Vec<String>>>) -> Option<&[String]> {
+    let said = said.as_ref()?.as_deref().unwrap_or_default();
+    Some(if matches!(said, [all] if all == "*") { &[] } else { said })
+}
+
 /// What is said of a policy: an absent field keeps its value, null takes it away.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -183,7 +201,7 @@ impl From<&Report> for LimitView {
 }
 
 /// The id or the name alone.
-fn bare(scope: &ScopeId) -> String {
+pub(super) fn bare(scope: &ScopeId) -> String {
     match scope {
         ScopeId::Key(id) | ScopeId::ProviderKey(id) => id.to_string(),
         ScopeId::Plan(name) | ScopeId::Team(name) | ScopeId::User(name) => name.to_string(),

@@ -55,6 +55,13 @@ impl Problem {
         self
     }
 
+    /// Says that the field is one of another field's.
+    #[must_use]
+    pub fn within(mut self, outer: &str) -> Self {
+        self.field = Some(self.field.map_or_else(|| outer.to_owned(), |inner| format!("{outer}.{inner}")));
+        self
+    }
+
     /// Names the fix.
     #[must_use]
     pub fn fix(mut self, fix: impl Into<String>) -> Self {

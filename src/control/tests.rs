@@ -473,3 +473,144 @@ async fn status_providers_and_backup() {
     assert_eq!(api.post("/api/backup", json!({"path": file})).await.status, 409);
     assert_eq!(api.post("/api/backup", json!({"path": "relative"})).await.body["field"], "path");
 }
+
+#[tokio::test]
+async fn a_plan_is_made_shown_changed_and_removed() {
+    let api = Api::new(KeysSection::default());
+    let made = api
+        .post(
+            "/api/plans",
+            json!({
+                "name": "free / trial", "models": ["gpt-4o*"], "limits": {"rpm": 5}, "description": "for a week",
+                "shared": {"budgets": [{"usd": "20", "per": "month"}]},
+            }),
+        )
+        .await;
+    assert_eq!((made.status, made.etag.as_deref()), (201, Some("\"1\"")), "{}", made.text);
+    let path = "/api/plans/free%20%2F%20trial";
+    let want = json!({
+        "name": "free / trial", "models": ["gpt-4o*"], "limits": {"rpm": 5, "tpm": null, "max_in_flight": null},
+        "shared": {
+            "limits": {"rpm": null, "tpm": null, "max_in_flight": null},
+            "budgets": [{"usd": "20", "per": "month", "alert_at": [80, 100], "shadow": false}],
+        },
+        "description": "for a week", "keys": 0,
+        "in_force": [
+            {"scope": "plan", "scope_id": "free / trial", "limit": "budget", "per": "month", "value": "20", "used": "0",
+             "reserved": "0", "remaining": "20", "resets": "2023-12-01T00:00:00.000Z", "shadow": false},
+        ],
+        "last_used": null, "total_requests": 0, "total_tokens": 0, "spent": "0", "version": 1,
+    });
+    assert_eq!(made.body, want);
+    assert_eq!(api.get(path).await.body, want);
+    assert_eq!(api.post("/api/plans", json!({"name": "free / trial"})).await.status, 409);
+
+    // A key on it is held to it, at once and after each change.
+    let key = api.post("/api/keys", json!({"name": "app", "plan": "free / trial"})).await.body["key_data"].clone();
+    let rpm = |key: &Value| key["in_force"].as_array().unwrap().iter().find(|limit| limit["limit"] == "rpm").cloned();
+    assert_eq!(rpm(&key).unwrap()["value"], 5);
+    let key = format!("/api/keys/{}", id_of(&key));
+    let changed = api.patch(path, json!({"limits": {"rpm": 7}, "models": null, "shared": null}), Some("\"1\"")).await;
+    assert_eq!((changed.status, changed.etag.as_deref()), (200, Some("\"2\"")), "{}", changed.text);
+    assert_eq!((&changed.body["keys"], &changed.body["models"]), (&json!(1), &json!([])));
+    assert_eq!((&changed.body["in_force"], &changed.body["description"]), (&json!([]), &json!("for a week")));
+    assert_eq!(rpm(&api.get(&key).await.body).unwrap()["value"], 7);
+    assert_eq!(api.patch(path, json!({"limits": {"rpm": 8}}), Some("\"1\"")).await.status, 412);
+
+    let refused = api.ask(Method::DELETE, path, None, None).await;
+    assert_eq!((refused.status, &refused.body["code"]), (409, &json!("in_use")), "{}", refused.text);
+    api.patch(&key, json!({"plan": null}), None).await;
+    assert_eq!(rpm(&api.get(&key).await.body), None);
+    assert_eq!(api.ask(Method::DELETE, path, None, Some("\"1\"")).await.status, 412);
+    assert_eq!(api.ask(Method::DELETE, path, None, Some("\"2\"")).await.status, 204);
+    for method in [Method::GET, Method::DELETE] {
+        assert_eq!(api.ask(method, path, None, None).await.status, 404);
+    }
+}
+
+#[tokio::test]
+async fn what_a_plan_cannot_be() {
+    let api = Api::new(KeysSection::default());
+    for (body, status, field) in [
+        (json!({}), 422, "name"),
+        (json!({"name": " free"}), 422, "name"),
+        (json!({"name": "free", "limits": {"rpm": 0}}), 422, "limits.rpm"),
+        (json!({"name": "free", "shared": {"limits": {"rpm": 0}}}), 422, "shared.limits.rpm"),
+        (json!({"name": "free", "shared": {"quotas": [{"tokens": 1, "time_zone": "Mars"}]}}), 422, "shared.quotas"),
+        (json!({"name": "free", "models": [""]}), 422, "models"),
+        (json!({"name": "free", "providers": []}), 400, "providers"),
+    ] {
+        let refused = api.post("/api/plans", body.clone()).await;
+        assert_eq!((refused.status, &refused.body["field"]), (status, &json!(field)), "{body}: {}", refused.text);
+    }
+    let unknown = api.post("/api/keys", json!({"name": "app", "plan": "free"})).await;
+    assert_eq!((unknown.status, &unknown.body["field"]), (422, &json!("plan")), "{}", unknown.text);
+    api.post("/api/plans", json!({"name": "free"})).await;
+    assert_eq!(api.patch("/api/plans/free", json!({"name": "paid"}), None).await.body["field"], "name");
+    assert_eq!(api.patch("/api/plans/free", json!({"name": "free"}), None).await.status, 200);
+}
+
+#[tokio::test]
+async fn users_and_teams_are_there_once_they_are_named() {
+    let api = Api::new(KeysSection::default());
+    assert_eq!(api.get("/api/users").await.body, json!({"users": [], "next_cursor": null}));
+    assert_eq!(api.get("/api/users/alice").await.status, 404);
+
+    // By a key.
+    let key =
+        api.post("/api/keys", json!({"name": "app", "user": "alice", "team": "a/b ü"})).await.body["key_data"].clone();
+    let alice = api.get("/api/users/alice").await;
+    let want = json!({
+        "id": "alice", "models": [], "limits": {"rpm": null, "tpm": null, "max_in_flight": null}, "description": "",
+        "keys": 1, "in_force": [], "last_used": null, "total_requests": 0, "total_tokens": 0, "spent": "0", "version": 0,
+    });
+    assert_eq!((alice.etag.as_deref(), &alice.body), (Some("\"0\""), &want));
+
+    // By a policy; one made in between is not written over.
+    let set =
+        json!({"limits": {"tpm": 1000}, "quotas": [{"tokens": 500}], "models": ["gpt-*"], "description": "our A"});
+    let changed = api.patch("/api/users/alice", set.clone(), Some("\"0\"")).await;
+    assert_eq!((changed.status, changed.etag.as_deref()), (200, Some("\"1\"")), "{}", changed.text);
+    assert_eq!(api.patch("/api/users/alice", set, Some("\"0\"")).await.status, 412);
+    let limits: Vec<(&str, &str)> = changed.body["in_force"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|limit| (limit["scope_id"].as_str().unwrap(), limit["limit"].as_str().unwrap()))
+        .collect();
+    assert_eq!(limits, [("alice", "tpm"), ("alice", "quota")]);
+    let held = api.get(&format!("/api/keys/{}", id_of(&key))).await.body["in_force"].clone();
+    assert_eq!(held.as_array().unwrap().len(), 2, "{held}");
+
+    // Pages, and names that a path cannot hold as they are.
+    for id in ["zoe", "bob", "?&#%"] {
+        let path = format!("/api/users/{}", path_part(id));
+        assert_eq!(api.patch(&path, json!({"description": id}), None).await.body["id"], id);
+    }
+    let ids = |page: &Value| {
+        let items = page["users"].as_array().unwrap().iter();
+        items.map(|user| user["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let first = api.get("/api/users?limit=3").await.body;
+    assert_eq!(
+        (ids(&first), &first["next_cursor"]),
+        (vec!["?&#%".into(), "alice".into(), "bob".into()], &json!("bob"))
+    );
+    let rest = api.get("/api/users?limit=3&cursor=bob").await.body;
+    assert_eq!((ids(&rest), &rest["next_cursor"]), (vec!["zoe".to_owned()], &Value::Null));
+    let after = api.get("/api/users?limit=1&cursor=%3F%26%23%25").await.body;
+    assert_eq!(ids(&after), ["alice"]);
+
+    let teams = api.get("/api/teams").await.body;
+    assert_eq!((&teams["teams"][0]["id"], teams["teams"].as_array().unwrap().len()), (&json!("a/b ü"), 1));
+    let team = format!("/api/teams/{}", path_part("a/b ü"));
+    assert_eq!(api.get(&team).await.body["keys"], 1);
+    assert_eq!(api.patch(&team, json!({"budgets": [{"usd": "1", "per": "eon"}]}), None).await.status, 400);
+    assert_eq!(api.ask(Method::DELETE, &team, None, None).await.status, 404, "it has no policy");
+
+    // The policy goes; who it was for stays while a key names them.
+    assert_eq!(api.ask(Method::DELETE, "/api/users/alice", None, None).await.status, 204);
+    assert_eq!(api.get("/api/users/alice").await.body, want);
+    assert_eq!(api.ask(Method::DELETE, "/api/users/zoe", None, None).await.status, 204);
+    assert_eq!(api.get("/api/users/zoe").await.status, 404);
+}

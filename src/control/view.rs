@@ -2,7 +2,7 @@
 //!
 //! Owns the shapes; people's scripts rely on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,12 +11,12 @@ use serde::Serialize;
 
 use crate::clock::rfc3339;
 use crate::control::policy::{Figure, LimitView};
-use crate::id::{KeyId, Owner};
+use crate::id::{KeyId, Owner, ScopeId};
 use crate::limit::{Consumption, Kind, Moment};
 use crate::policy::Policy;
 use crate::provider::Upstream;
 use crate::provider_key;
-use crate::storage::{KeyState, KeyStats, ProviderKeyState};
+use crate::storage::{KeyState, KeyStats, ProviderKeyState, Snapshot, scopes_of};
 use crate::unit::usd;
 use crate::virtual_key::StreamUsage;
 
@@ -166,6 +166,48 @@ impl ProviderKeyView {
             version: record.version,
         }
     }
+}
+
+/// A plan, a user or a team as it is used: by all of its keys together.
+#[derive(Clone, Debug, Serialize)]
+#[expect(missing_docs, reason = "named like the fields of KeyView")]
+pub struct SharedView {
+    /// Virtual keys that name it.
+    pub keys: usize,
+    /// How each of its limits stands.
+    pub in_force: Vec<LimitView>,
+    pub last_used: Option<String>,
+    pub total_requests: u64,
+    pub total_tokens: u64,
+    pub spent: String,
+}
+
+impl SharedView {
+    /// The view of a scope at a time; one that is not in use has used nothing. `keys` is [`keys_by_scope`].
+    #[must_use]
+    pub fn new(snapshot: &Snapshot, keys: &HashMap<ScopeId, usize>, id: &ScopeId, at: Moment) -> Self {
+        let state = snapshot.scope(id);
+        let stats = state.map_or_else(|| Stats::read(&KeyStats::default()), |state| Stats::read(&state.stats));
+        let reports = state.map(|state| state.scope.report(at, &Consumption::default())).unwrap_or_default();
+        Self {
+            keys: keys.get(id).copied().unwrap_or(0),
+            in_force: reports.iter().map(LimitView::from).collect(),
+            last_used: stats.last_used,
+            total_requests: stats.requests,
+            total_tokens: stats.tokens,
+            spent: stats.spent,
+        }
+    }
+}
+
+/// How many virtual keys name each plan, user and team.
+#[must_use]
+pub fn keys_by_scope(snapshot: &Snapshot) -> HashMap<ScopeId, usize> {
+    let mut keys = HashMap::new();
+    for id in snapshot.virtual_keys().flat_map(|key| scopes_of(&key.record)) {
+        *keys.entry(id).or_default() += 1;
+    }
+    keys
 }
 
 struct Stats {

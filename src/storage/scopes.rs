@@ -98,8 +98,8 @@ impl KeyState {
     }
 }
 
-/// The scopes of a key's record.
-fn scopes_of(record: &VirtualKey) -> impl Iterator<Item = ScopeId> {
+/// The scopes of a key's record, beside its own.
+pub fn scopes_of(record: &VirtualKey) -> impl Iterator<Item = ScopeId> {
     let plan = record.plan.as_deref().map(|name| ScopeId::Plan(name.into()));
     let user = record.user.as_deref().map(|id| ScopeId::User(id.into()));
     let team = record.team.as_deref().map(|id| ScopeId::Team(id.into()));
@@ -188,6 +188,11 @@ impl Snapshot {
     #[must_use]
     pub fn scope(&self, id: &ScopeId) -> Option<&Arc<ScopeState>> {
         self.scopes.get(id)
+    }
+
+    /// What is in use of users, teams and plans, in no order.
+    pub fn shared_scopes(&self) -> impl Iterator<Item = &Arc<ScopeState>> {
+        self.scopes.iter()
     }
 
     /// The policy that holds for all keys of a user, a team or a plan together.

@@ -1,0 +1,177 @@
+//! `/api/users` and `/api/teams`: what a user or a team may use, whatever keys they hold.
+//!
+//! Owns what may be said of one; leaves making users and teams to whoever names them on a key, for they are only names.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::control::policy::{With, bare, globs, said};
+use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::view::{SharedView, keys_by_scope};
+use crate::control::{ControlState, Page, etag, expected_version, page};
+use crate::id::{ScopeId, is_name};
+use crate::limit::Moment;
+use crate::owner::OwnerPolicy;
+use crate::policy::Policy;
+use crate::storage::{Kind, RecordId, ScopeState, Snapshot, StoreError, scopes_of};
+
+/// Makes a scope of an id: a user's, or a team's.
+type Make = fn(Arc<str>) -> ScopeId;
+
+/// What is said of a user or a team: an absent field keeps its value, null takes it away.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Wish {
+    #[serde(deserialize_with = "said")]
+    models: Option<Option<Vec<String>>>,
+    #[serde(deserialize_with = "said")]
+    description: Option<Option<String>>,
+}
+
+/// A user or a team, and how it stands. Version 0 is one without a policy.
+#[derive(Debug, Serialize)]
+struct OwnerView {
+    id: String,
+    models: Vec<String>,
+    /// What all of its keys may use together.
+    #[serde(flatten)]
+    policy: Policy,
+    description: String,
+    #[serde(flatten)]
+    used: SharedView,
+    version: u64,
+}
+
+impl OwnerView {
+    fn new(snapshot: &Snapshot, keys: &HashMap<ScopeId, usize>, scope: &ScopeId, at: Moment) -> Self {
+        let (OwnerPolicy { models, policy, description, .. }, version) = record(snapshot, scope);
+        let used = SharedView::new(snapshot, keys, scope, at);
+        Self { id: bare(scope), models, policy, description, used, version }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ListQuery {
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// The routes of users, or of teams: `at` is `/api/` and the name of the list.
+pub(super) fn routes(at: &'static str, make: Make) -> Router<Arc<ControlState>> {
+    let list = move |state, query| std::future::ready(list(at, make, state, query));
+    let show = move |state, Path(id): Path<String>| std::future::ready(show(&make(id.into()), state));
+    let set = move |state, Path(id): Path<String>, headers, body| set(make(id.into()), state, headers, body);
+    let delete = move |state, Path(id): Path<String>, headers| delete(make(id.into()), state, headers);
+    Router::new().route(at, get(list)).route(&format!("{at}/{{id}}"), get(show).patch(set).delete(delete))
+}
+
+fn list(
+    at: &'static str,
+    make: Make,
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<ListQuery>,
+) -> Result<Json<Value>, Problem> {
+    let snapshot = state.store.snapshot();
+    let known: Vec<ScopeId> = known(&snapshot, make).into_iter().collect();
+    let Page { items, next } = page(known, bare, query.cursor, query.limit)?;
+    let (keys, now) = (keys_by_scope(&snapshot), Moment::of(&state.clock));
+    let views: Vec<OwnerView> = items.iter().map(|scope| OwnerView::new(&snapshot, &keys, scope, now)).collect();
+    Ok(Json(json!({at.trim_start_matches("/api/"): views, "next_cursor": next})))
+}
+
+fn show(scope: &ScopeId, State(state): State<Arc<ControlState>>) -> Result<Response, Problem> {
+    let snapshot = state.store.snapshot();
+    let named = snapshot.virtual_keys().any(|key| scopes_of(&key.record).any(|id| id == *scope));
+    if !named && record(&snapshot, scope).1 == 0 && !snapshot.scope(scope).is_some_and(|state| is_used(state)) {
+        return Err(Problem::not_found(&scope.to_string()).fix("a policy makes one, or a key that names it"));
+    }
+    Ok(answer(&state, scope))
+}
+
+/// Makes or changes the policy.
+async fn set(
+    scope: ScopeId,
+    State(state): State<Arc<ControlState>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let With { policy, rest: wish } = parse::<With<Wish>>(&headers, &body, Tell::All)?;
+    if !is_name(&bare(&scope)) {
+        return Err(Problem::invalid("id", "must be 1 to 128 printable characters without spaces around"));
+    }
+    let (mut record, version) = record(&state.store.snapshot(), &scope);
+    let expected = expected_version(&headers)?.unwrap_or(version);
+    if expected != version {
+        let id = RecordId::Named(Kind::Owner, record.owner.into());
+        return Err(StoreError::Conflict { id, current: version }.into());
+    }
+    policy.apply(&mut record.policy)?;
+    if let Some(models) = globs(&wish.models)? {
+        record.models = models;
+    }
+    if let Some(description) = wish.description {
+        record.description = description.unwrap_or_default();
+    }
+    state.store.put_named(record, Some(expected)).await?;
+    Ok(answer(&state, &scope))
+}
+
+/// Takes the policy away; who it was for stays, with what they used.
+async fn delete(
+    scope: ScopeId,
+    State(state): State<Arc<ControlState>>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let expected = expected_version(&headers)?;
+    if record(&state.store.snapshot(), &scope).1 == 0 {
+        return Err(Problem::not_found(&format!("policy of {scope}")));
+    }
+    state.store.delete_named::<OwnerPolicy>(&owner(&scope), expected).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn answer(state: &ControlState, scope: &ScopeId) -> Response {
+    let snapshot = state.store.snapshot();
+    let view = OwnerView::new(&snapshot, &keys_by_scope(&snapshot), scope, Moment::of(&state.clock));
+    ([(header::ETAG, etag(view.version))], Json(view)).into_response()
+}
+
+/// Its policy and that one's version; an empty one of version 0 when it has none.
+fn record(snapshot: &Snapshot, scope: &ScopeId) -> (OwnerPolicy, u64) {
+    let owner = owner(scope);
+    match snapshot.named::<OwnerPolicy>(&owner) {
+        Some((record, version)) => ((*record).clone(), version),
+        None => (OwnerPolicy { owner, ..OwnerPolicy::default() }, 0),
+    }
+}
+
+/// The name of its policy, as [`crate::id::Owner`] is written.
+fn owner(scope: &ScopeId) -> String {
+    format!("{}:{}", scope.kind(), bare(scope))
+}
+
+/// Those that have a policy, that a key names, or that have used something, by id.
+fn known(snapshot: &Snapshot, make: Make) -> BTreeSet<ScopeId> {
+    let prefix = owner(&make("".into()));
+    let records = snapshot.all_named::<OwnerPolicy>();
+    let with_policy = records.filter_map(|(record, _)| Some(make(record.owner.strip_prefix(&prefix)?.into())));
+    let with_key = snapshot.virtual_keys().flat_map(|key| scopes_of(&key.record));
+    let with_use = snapshot.shared_scopes().filter(|state| is_used(state)).map(|state| state.scope.id().clone());
+    let all = with_policy.chain(with_key).chain(with_use);
+    all.filter(|scope| prefix.starts_with(scope.kind())).collect()
+}
+
+fn is_used(state: &ScopeState) -> bool {
+    state.stats.total_requests.load(Ordering::Relaxed) > 0
+}

@@ -1,0 +1,162 @@
+//! `/api/plans`: named bundles of what virtual keys may do.
+//!
+//! Owns what may be said of one; leaves attaching it to `keys`, and who needs it to `storage`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::control::policy::{PolicyWish, With, globs, said};
+use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::view::{SharedView, keys_by_scope};
+use crate::control::{ControlState, Page, etag, expected_version, page, path_part};
+use crate::id::{ScopeId, is_name};
+use crate::limit::Moment;
+use crate::plan::Plan;
+use crate::policy::Policy;
+use crate::storage::Snapshot;
+
+/// What is said of a plan, at its making and at a change: an absent field keeps its value, null takes it away.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Wish {
+    name: Option<String>,
+    #[serde(deserialize_with = "said")]
+    models: Option<Option<Vec<String>>>,
+    #[serde(deserialize_with = "said")]
+    shared: Option<Option<PolicyWish>>,
+    #[serde(deserialize_with = "said")]
+    description: Option<Option<String>>,
+}
+
+/// A plan, and how it stands.
+#[derive(Debug, Serialize)]
+struct PlanView {
+    name: String,
+    models: Vec<String>,
+    /// What each of its keys may use.
+    #[serde(flatten)]
+    policy: Policy,
+    /// What all of its keys may use together; `in_force` says how that stands.
+    shared: Policy,
+    description: String,
+    #[serde(flatten)]
+    used: SharedView,
+    version: u64,
+}
+
+impl PlanView {
+    fn new(snapshot: &Snapshot, keys: &HashMap<ScopeId, usize>, plan: &Plan, version: u64, at: Moment) -> Self {
+        let used = SharedView::new(snapshot, keys, &ScopeId::Plan(plan.name.as_str().into()), at);
+        let Plan { name, models, policy, shared, description } = plan.clone();
+        Self { name, models, policy, shared, description, used, version }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ListQuery {
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+pub(super) async fn list(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<ListQuery>,
+) -> Result<Json<Value>, Problem> {
+    let snapshot = state.store.snapshot();
+    let plans: Vec<(Arc<Plan>, u64)> = snapshot.all_named::<Plan>().collect();
+    let Page { items, next } = page(plans, |(plan, _)| plan.name.clone(), query.cursor, query.limit)?;
+    let (keys, at) = (keys_by_scope(&snapshot), Moment::of(&state.clock));
+    let view = |(plan, version): &(Arc<Plan>, u64)| PlanView::new(&snapshot, &keys, plan, *version, at);
+    let views: Vec<PlanView> = items.iter().map(view).collect();
+    Ok(Json(json!({"plans": views, "next_cursor": next})))
+}
+
+pub(super) async fn create(
+    State(state): State<Arc<ControlState>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let wish: With<Wish> = parse(&headers, &body, Tell::All)?;
+    let name = wish.rest.name.clone().ok_or_else(|| Problem::invalid("name", "is missing"))?;
+    if !is_name(&name) {
+        return Err(Problem::invalid("name", "must be 1 to 128 printable characters without spaces around"));
+    }
+    let location = format!("/api/plans/{}", path_part(&name));
+    let mut plan = Plan { name, ..Plan::default() };
+    apply(&wish, &mut plan)?;
+    let (plan, version) = state.store.put_named(plan, Some(0)).await?;
+    let made = answer(&state, &plan, version);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], made).into_response())
+}
+
+pub(super) async fn show(
+    State(state): State<Arc<ControlState>>,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
+    let (plan, version) = find(&state, &name)?;
+    Ok(answer(&state, &plan, version))
+}
+
+pub(super) async fn update(
+    State(state): State<Arc<ControlState>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let wish: With<Wish> = parse(&headers, &body, Tell::All)?;
+    if wish.rest.name.as_ref().is_some_and(|said| *said != name) {
+        return Err(Problem::invalid("name", "cannot change: keys name their plan by it").fix("make a new plan"));
+    }
+    let (before, version) = find(&state, &name)?;
+    let expected = expected_version(&headers)?.unwrap_or(version);
+    let mut plan = (*before).clone();
+    apply(&wish, &mut plan)?;
+    let (plan, version) = state.store.put_named(plan, Some(expected)).await?;
+    Ok(answer(&state, &plan, version))
+}
+
+pub(super) async fn delete(
+    State(state): State<Arc<ControlState>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    state.store.delete_named::<Plan>(&name, expected_version(&headers)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn find(state: &ControlState, name: &str) -> Result<(Arc<Plan>, u64), Problem> {
+    let found = state.store.snapshot().named::<Plan>(name);
+    found.ok_or_else(|| Problem::not_found(&format!("plan {name:?}")))
+}
+
+fn answer(state: &ControlState, plan: &Plan, version: u64) -> Response {
+    let snapshot = state.store.snapshot();
+    let view = PlanView::new(&snapshot, &keys_by_scope(&snapshot), plan, version, Moment::of(&state.clock));
+    ([(header::ETAG, etag(version))], Json(view)).into_response()
+}
+
+/// Writes what was said into `plan`.
+fn apply(With { policy, rest: wish }: &With<Wish>, plan: &mut Plan) -> Result<(), Problem> {
+    policy.apply(&mut plan.policy)?;
+    match &wish.shared {
+        None => {}
+        Some(None) => plan.shared = Policy::default(),
+        Some(Some(shared)) => shared.apply(&mut plan.shared).map_err(|problem| problem.within("shared"))?,
+    }
+    if let Some(models) = globs(&wish.models)? {
+        plan.models = models;
+    }
+    if let Some(description) = &wish.description {
+        plan.description = description.clone().unwrap_or_default();
+    }
+    Ok(())
+}
