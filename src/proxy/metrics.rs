@@ -1,6 +1,8 @@
 //! What the request path counts. Handles are looked up once per provider, so a request only adds to atomics.
 
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts};
+use prometheus::{
+    Counter, CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+};
 
 use crate::entry::{Entry, Outcome};
 use crate::metrics::Metrics;
@@ -11,6 +13,8 @@ use crate::virtual_key::Rejection;
 pub(super) struct Families {
     requests: IntCounterVec,
     tokens: IntCounterVec,
+    cost: CounterVec,
+    unpriced: IntCounterVec,
     refusals: IntCounterVec,
     rejections: IntCounterVec,
     duration: HistogramVec,
@@ -26,6 +30,8 @@ pub(super) struct Families {
 pub(super) struct ProviderMetrics {
     outcomes: [IntCounter; 5],
     tokens: [IntCounter; 5],
+    cost: Counter,
+    unpriced: IntCounter,
     duration: Histogram,
     first_byte: Histogram,
     overhead: Histogram,
@@ -47,10 +53,18 @@ impl Families {
             let options = HistogramOpts::new(name, help).buckets(buckets);
             metrics.register(HistogramVec::new(options, &["provider"]).expect("a valid family"))
         };
+        let cost = Opts::new("sidekey_cost_usd_total", "What requests cost, US dollars.");
+        let cost = CounterVec::new(cost, &["provider"]).expect("a valid family");
         let in_flight = IntGauge::new("sidekey_streams_in_flight", "Responses being relayed.").expect("a valid gauge");
         let families = Self {
             requests: counter("sidekey_requests_total", "Requests by how they ended.", &["provider", "outcome"]),
             tokens: counter("sidekey_tokens_total", "Tokens by kind.", &["provider", "type"]),
+            cost: metrics.register(cost),
+            unpriced: counter(
+                "sidekey_unpriced_requests_total",
+                "Requests that consumed tokens of a model without a price.",
+                &["provider"],
+            ),
             refusals: counter("sidekey_refusals_total", "Requests sidekey refused, by code.", &["code"]),
             rejections: counter(
                 "sidekey_key_validation_failures_total",
@@ -75,6 +89,8 @@ impl Families {
         ProviderMetrics {
             outcomes: OUTCOMES.map(|outcome| self.requests.with_label_values(&[provider, outcome.as_str()])),
             tokens: ["input", "cache_read", "cache_creation", "output", "reasoning"].map(tokens),
+            cost: self.cost.with_label_values(&[provider]),
+            unpriced: self.unpriced.with_label_values(&[provider]),
             duration: self.duration.with_label_values(&[provider]),
             first_byte: self.first_byte.with_label_values(&[provider]),
             overhead: self.overhead.with_label_values(&[provider]),
@@ -95,7 +111,7 @@ impl Families {
 
 impl ProviderMetrics {
     /// Counts an ended request.
-    #[expect(clippy::cast_precision_loss, reason = "times of requests are far below 2^52 units")]
+    #[expect(clippy::cast_precision_loss, reason = "times and costs of requests are far below 2^52 units")]
     pub(super) fn record(&self, entry: &Entry) {
         for (outcome, counter) in OUTCOMES.iter().zip(&self.outcomes) {
             if *outcome == entry.outcome {
@@ -108,6 +124,11 @@ impl ProviderMetrics {
             if let Some(tokens) = figure {
                 counter.inc_by(tokens);
             }
+        }
+        match entry.cost_nano_usd {
+            Some(cost) => self.cost.inc_by(cost as f64 / 1e9),
+            None if usage.billable() > 0 => self.unpriced.inc(),
+            None => {}
         }
         self.duration.observe(entry.latency_us as f64 / 1e6);
         if entry.attempts > 0 {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Nanos};
 use crate::entry::{Entry, Outcome};
 use crate::limit::{Consumption, Permit};
+use crate::pricing::PriceTable;
 use crate::provider::RefusalKind;
 use crate::proxy::ProxyParts;
 use crate::proxy::error::Error;
@@ -73,6 +74,8 @@ pub(super) struct Open {
     pub(super) key: Option<Arc<KeyState>>,
     pub(super) provider_key: Option<Arc<ProviderKeyState>>,
     pub(super) metrics: Arc<ProviderMetrics>,
+    /// The prices of when it came in.
+    pub(super) prices: Arc<PriceTable>,
     /// Tokens the request is thought to hold.
     pub(super) input_estimate: u64,
     /// The call consumes tokens, if it succeeds.
@@ -304,7 +307,25 @@ impl Closed {
         entry.tokens_source = TokensSource::Estimated;
     }
 
-    fn write(self) -> Option<Commit> {
+    /// Says what it cost, if it consumed something that has a price.
+    fn price(&mut self) {
+        let entry = &mut self.open.entry;
+        let served = self.open.consumes && entry.status < 400 && entry.attempts > 0;
+        // A fee for each call is due for one that was served; without that, for nothing.
+        if entry.tokens == Usage::default() && !served {
+            return;
+        }
+        let (reported, requested) = (entry.model_reported.as_deref(), entry.model_requested.as_deref());
+        if let Some(found) = self.open.prices.price(&entry.provider, reported, requested)
+            && let Some(cost) = found.price.cost(&entry.tokens, entry.service_tier)
+        {
+            entry.cost_nano_usd = Some(cost);
+            entry.price_version = Some(Arc::clone(&found.version));
+        }
+    }
+
+    fn write(mut self) -> Option<Commit> {
+        self.price();
         let mut open = *self.open;
         let now = open.books.clock.now();
         let consumed = Consumption::of(&open.entry.tokens, open.entry.cost_nano_usd);
@@ -476,6 +497,7 @@ mod tests {
                 key: None,
                 provider_key: None,
                 metrics: Arc::new(books.families.provider("openai")),
+                prices: Arc::default(),
                 input_estimate: 3,
                 consumes,
             });

@@ -137,6 +137,7 @@ impl Proxy {
             key: caller.key().cloned(),
             provider_key: None,
             metrics: Arc::clone(&lane.metrics),
+            prices: Arc::clone(snapshot.prices()),
             input_estimate,
             consumes: call.wire.has_output() || matches!(call.wire, Wire::GeminiEmbed | Wire::OpenAiEmbeddings),
         });

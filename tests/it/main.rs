@@ -17,6 +17,7 @@ mod edges;
 mod estimate;
 mod fixtures;
 mod limit;
+mod prices;
 mod reverse;
 mod sdk;
 mod stream;
