@@ -2,8 +2,10 @@
 //!
 //! Owns the estimate; leaves the decision to `limit`.
 
+use crate::entry::Entry;
 use crate::limit::{Consumption, Moment, Permit};
 use crate::policy::Otherwise;
+use crate::pricing::PriceTable;
 use crate::provider::Asked;
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::Error;
@@ -22,6 +24,34 @@ pub(super) fn estimate(wire: Wire, input: u64, asked: &Asked, caller: &Caller, m
     let learned = || caller.key().zip(model).and_then(|(key, model)| key.outputs.expected(model));
     let output = if wire.has_output() { asked.max_output.or_else(learned).unwrap_or(DEFAULT_OUTPUT) } else { 0 };
     Consumption::tokens(input, output)
+}
+
+/// The estimate with what it costs.
+///
+/// # Errors
+/// When the caller has a budget, and nobody knows what the model costs.
+pub(super) fn price(
+    estimate: Consumption,
+    wire: Wire,
+    caller: &Caller,
+    entry: &Entry,
+    prices: &PriceTable,
+) -> Result<Consumption, Error> {
+    if wire == Wire::None {
+        return Ok(estimate);
+    }
+    let model = entry.model_requested.as_deref();
+    if let Some(found) = model.and_then(|model| prices.resolve(&entry.provider, model)) {
+        let nano_usd = found.price.estimate(estimate.input, estimate.output, None);
+        return Ok(Consumption { nano_usd, ..estimate });
+    }
+    match caller.key() {
+        Some(key) if key.unpriced == Otherwise::Deny && key.has_budget() => Err(Error::Unpriced {
+            provider: entry.provider.to_string(),
+            model: model.unwrap_or("of an unknown name").to_owned(),
+        }),
+        _ => Ok(estimate),
+    }
 }
 
 /// Reserves the estimate on every limit of the caller, or nothing.

@@ -45,6 +45,11 @@ pub(super) enum Error {
     ProviderNotAllowed { provider: String, allowed: String },
     #[error("two different virtual keys in one request; send one")]
     SeveralKeys,
+    #[error(
+        "nobody knows what the model {model:?} of {provider} costs, and this virtual key has a budget; set its price: \
+         sidekey prices set {provider}/{model}; or let it pass: --unpriced allow"
+    )]
+    Unpriced { provider: String, model: String },
     #[error("the request cannot be recorded now, and this virtual key must not be used without: {0}; try again later")]
     Unrecorded(String),
     #[error("{provider}: {source}")]
@@ -68,7 +73,9 @@ impl Error {
                     .map(|wait| u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
                 Refusal::new(self.kind(), self.to_string()).counting(counted).after_ms(wait)
             }
-            Self::ModelNotAllowed { .. } => Refusal::new(self.kind(), self.to_string()).about("model"),
+            Self::ModelNotAllowed { .. } | Self::Unpriced { .. } => {
+                Refusal::new(self.kind(), self.to_string()).about("model")
+            }
             Self::BadRequest(bad) => {
                 let refusal = Refusal::new(self.kind(), self.to_string());
                 match bad.param {
@@ -105,7 +112,7 @@ impl Error {
             Self::KeyNotAccepted(reason) => rejection(*reason).kind,
             Self::Limited(refused) if refused.limit.is_rate() => RefusalKind::RateLimited,
             Self::Limited(_) => RefusalKind::InsufficientQuota,
-            Self::ModelNotAllowed { .. } => RefusalKind::ModelNotAllowed,
+            Self::ModelNotAllowed { .. } | Self::Unpriced { .. } => RefusalKind::ModelNotAllowed,
             Self::NoProviderKey { .. } => RefusalKind::NoProviderKey,
             Self::NoSuchProvider { .. } => RefusalKind::NotFound,
             Self::ProviderKeyRejected { .. } => RefusalKind::ProviderKeyRejected,

@@ -167,6 +167,10 @@ impl Proxy {
             }
         };
         let place = admit::place(&selected.caller, &self.books.ledger)?;
+        let estimate = match trail.account.open() {
+            Some(open) => admit::price(estimate, selected.call.wire, &selected.caller, &open.entry, &open.prices)?,
+            None => estimate,
+        };
         let permit = admit::admit(&selected.caller, estimate, at)?;
         trail.account.hold(permit, place);
         Ok(Admitted(selected))

@@ -1,12 +1,16 @@
 //! What calls cost: by the list in the program, by the configuration, and by what operators set.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use sidekey::unit::usd;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use crate::support::client::Request;
+use crate::support::client::{self, Request};
 use crate::support::provider::Provider;
-use crate::support::script::{Message, Reply};
+use crate::support::script::{Gate, Message, Reply};
 use crate::support::sidekey::Sidekey;
 
 const CHAT: &str = "/openai/v1/chat/completions";
@@ -24,7 +28,10 @@ fn chat(key: &str, model: &str) -> Request {
 
 /// A provider that uses the model it is asked for.
 async fn provider() -> Provider {
-    Provider::start(|_| {
+    Provider::start(|seen| {
+        if seen.method == "GET" {
+            return Message::json(200, r#"{"object":"list","data":[]}"#).into();
+        }
         Reply::FromBody(Arc::new(|body| {
             let asked: Value = serde_json::from_slice(body).expect("JSON");
             Message::json(200, answer(asked["model"].as_str().expect("a model")))
@@ -59,4 +66,93 @@ async fn entries_have_a_cost_or_say_that_there_is_none() {
     }
     let shown = sidekey.ok(&["key", "show", &key.id, "-o", "json"]).await;
     assert!(shown.contains(r#""spent": "0.000084""#) || shown.contains(r#""spent":"0.000084""#), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_and_a_model_without_a_price() {
+    let provider = provider().await;
+    let sidekey = Sidekey::with("openai", &provider.url()).await;
+    for (flags, status) in [
+        (&["--budget", "1"][..], 403),
+        (&["--budget", "1", "--unpriced", "allow"], 200),
+        (&["--quota", "100000/day"], 200),
+        (&[], 200),
+    ] {
+        let key = sidekey.create_key(flags).await;
+        let answer = sidekey.send(&chat(&key.key, "made-up")).await;
+        assert_eq!(answer.status, status, "{flags:?}: {}", answer.text());
+        if status == 403 {
+            let error = &answer.json()["error"];
+            assert_eq!((&error["code"], &error["param"]), (&json!("model_not_allowed"), &json!("model")), "{error}");
+            let message = error["message"].as_str().expect("a message");
+            assert!(message.contains("sidekey prices set openai/made-up"), "{message}");
+            assert_eq!(answer.header("x-should-retry"), Some("false"));
+        }
+        assert_eq!(sidekey.entry(&answer.request_id()).await["cost_usd"], Value::Null);
+        // What consumes nothing needs no price.
+        let models = sidekey.send(&Request::get("/openai/v1/models").bearer(&key.key)).await;
+        assert_ne!(models.status, 403, "{flags:?}: {}", models.text());
+    }
+}
+
+/// How many requests are sent at once, and for how many of them there is money.
+const SENT: usize = 500;
+const PAID: u64 = 50;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_streams_at_a_budget_for_a_few() {
+    /// What each answer costs: 40 tokens at 0.15 and 60 at 0.6 dollars a million.
+    const COST: u64 = 42_000;
+    let gate = Gate::new();
+    let usage = r#"{"prompt_tokens":40,"completion_tokens":60,"total_tokens":100}"#;
+    let events = [
+        r#"data: {"model":"gpt-4o-mini","choices":[{"delta":{"content":"Hello"}}]}"#.to_owned() + "\n\n",
+        format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\ndata: [DONE]\n\n"),
+    ];
+    let provider = Provider::always(Message::sse(events.iter().map(String::as_str)).held_by(&gate)).await;
+    let sidekey = Sidekey::with("openai", &provider.url()).await;
+    let key = sidekey.create_key(&["--budget", &usd(COST * PAID)]).await;
+    let body = r#"{"model":"gpt-4o-mini","max_tokens":60,"stream":true,"messages":[]}"#;
+    let mut sent = JoinSet::new();
+    for _ in 0..SENT {
+        let (request, proxy) = (Request::post(CHAT, body).bearer(&key.key), sidekey.proxy);
+        sent.spawn(async move { client::send(proxy, &request).await });
+    }
+    // Nothing is settled before everybody has asked.
+    let mut answers = vec![];
+    while answers.len() + provider.count() < SENT {
+        match timeout(Duration::from_millis(50), sent.join_next()).await {
+            Ok(Some(answer)) => answers.push(answer.expect("no panic")),
+            Ok(None) => break,
+            Err(_) => {}
+        }
+    }
+    gate.open();
+    answers.extend(sent.join_all().await);
+    let served = answers.iter().filter(|answer| answer.status == 200).count() as u64;
+    assert_eq!(provider.count() as u64, served, "a refused request went upstream");
+    for answer in answers.iter().filter(|answer| answer.status != 200) {
+        assert_eq!((answer.status, answer.header("x-should-retry")), (429, Some("false")), "{}", answer.text());
+        assert_eq!(answer.json()["error"]["code"], "insufficient_quota");
+    }
+    // An estimate is between its output alone and the whole.
+    let most = COST * PAID / (60 * 600);
+    assert!((PAID..=most).contains(&served), "{served} served, {PAID} to {most} are right");
+    for answer in answers.iter().filter(|answer| answer.status == 200) {
+        sidekey.entry(&answer.request_id()).await;
+    }
+    let spent = usd(served * COST);
+    let of_entries: Vec<String> =
+        sidekey.ledger().await.iter().filter_map(|entry| Some(entry["cost_usd"].as_str()?.to_owned())).collect();
+    assert_eq!(of_entries, vec![usd(COST); served as usize]);
+    let report: Value = serde_json::from_str(&sidekey.ok(&["usage", "--by", "key", "-o", "json"]).await).unwrap();
+    assert_eq!(report["totals"]["cost_usd"], spent.as_str(), "{report}");
+    let shown: Value = serde_json::from_str(&sidekey.ok(&["key", "show", &key.id, "-o", "json"]).await).unwrap();
+    assert_eq!(shown["spent"], spent.as_str(), "{shown}");
+    let budget = shown["in_force"].as_array().unwrap().iter().find(|limit| limit["limit"] == "budget").unwrap();
+    assert_eq!(
+        (&budget["used"], budget["reserved"] == "0" || budget["reserved"] == 0),
+        (&json!(spent), true),
+        "{budget}"
+    );
 }
