@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::cli::plan_args::{OwnerCommand, PlanCommand};
 use crate::id::{KeyId, Owner};
 use crate::policy::{Budget, Counts, Otherwise, Quota};
 use crate::storage::Dimension;
@@ -78,16 +79,31 @@ pub enum Command {
     /// Virtual keys: what apps hold
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Plans: what keys may do, changed in one place
+    #[command(subcommand)]
+    Plan(PlanCommand),
     /// Providers: who can be called
     #[command(subcommand)]
     Provider(ProviderCommand),
     /// Provider keys: the real ones
     #[command(subcommand)]
     ProviderKey(ProviderKeyCommand),
+    /// Teams: what all keys of one may use together
+    #[command(subcommand)]
+    Team(OwnerCommand),
+    /// Users: what all keys of one may use together
+    #[command(subcommand)]
+    User(OwnerCommand),
     /// What was consumed
     Usage(UsageArgs),
     /// The record of requests, newest first
     Ledger(LedgerArgs),
+    /// What the running daemon has told operators, newest first: budgets nearly gone and the like
+    Alerts {
+        /// At most so many
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
     /// What the running daemon says of itself
     Status,
     /// Checks this installation; every line that fails names its fix
@@ -623,6 +639,11 @@ mod tests {
             "exec --rpm 10 --models gpt-* -- python -c x",
             "env --shell fish",
             "usage --by provider-key",
+            "plan create --name free --rpm 5 --budget 1/day --shared-budget 20/month --shared-tpm none --models gpt-4o*",
+            "plan update free --shared-quota 1000000 --shared-rpm 60 --shared-max-in-flight 4 --description x",
+            "user set alice --budget 20/month,zone=Europe/Berlin --quota none",
+            "team ls",
+            "alerts --limit 5",
             "provider-key rotate main --stdin --no-test",
             "provider-key test --all",
             "config explain listen.proxy",

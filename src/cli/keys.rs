@@ -8,6 +8,7 @@ use crate::cli::args::{Format, Grants, KeyCommand, KeyCreate, KeyUpdate, ListArg
 use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::{self, Column};
+use crate::cli::policy::put;
 use crate::cli::{Session, policy, secret_input, usage};
 use crate::storage::Dimension;
 use crate::unit::duration;
@@ -54,7 +55,7 @@ pub(super) async fn run(session: &Session, client: &AdminClient, command: KeyCom
         KeyCommand::Show(key) => {
             let id = resolve(client, &key.key).await?;
             let found = client.get(&format!("/api/keys/{id}")).await?;
-            Ok(session.out.one(&found.body, out::card)?)
+            Ok(session.out.one(&found.body, policy::card)?)
         }
         KeyCommand::Test { stdin } => test(session, client, stdin).await,
         KeyCommand::Update(args) => update(session, client, &args).await,
@@ -84,14 +85,11 @@ async fn update(session: &Session, client: &AdminClient, args: &KeyUpdate) -> Re
     }
     let id = resolve(client, &args.key).await?;
     let changed = client.patch(&format!("/api/keys/{id}"), &Value::Object(body), None).await?;
-    Ok(session.out.one(&changed.body, out::card)?)
+    Ok(session.out.one(&changed.body, policy::card)?)
 }
 
 /// The flags that were given, as the API's fields; `none`, an empty name and an empty note become null.
 fn grants(grants: &Grants) -> Map<String, Value> {
-    fn put<T: serde::Serialize>(map: &mut Map<String, Value>, name: &str, value: Option<T>) {
-        map.extend(value.map(|value| (name.to_owned(), json!(value))));
-    }
     fn named(text: &String) -> Option<&String> {
         Some(text).filter(|text| !text.is_empty())
     }
@@ -154,7 +152,7 @@ pub(super) async fn all_pages(client: &AdminClient, path: &str, field: &str) -> 
 async fn act(session: &Session, client: &AdminClient, key: &str, verb: &str) -> Result<(), Failure> {
     let id = resolve(client, key).await?;
     let changed = client.post(&format!("/api/keys/{id}/{verb}"), &json!({})).await?;
-    Ok(session.out.one(&changed.body, out::card)?)
+    Ok(session.out.one(&changed.body, policy::card)?)
 }
 
 async fn test(session: &Session, client: &AdminClient, stdin: bool) -> Result<(), Failure> {
@@ -162,7 +160,7 @@ async fn test(session: &Session, client: &AdminClient, stdin: bool) -> Result<()
         if stdin { secret_input::from_stdin()? } else { secret_input::from_prompt("virtual key", session.no_input)? };
     let said = client.post("/api/keys/validate", &json!({"key": key.expose()})).await?.body;
     session.out.one(&said, |said| match said["reason"].as_str() {
-        None => format!("accepted\n{}", out::card(&said["key_data"])),
+        None => format!("accepted\n{}", policy::card(&said["key_data"])),
         Some(reason) => format!("refused: {reason}\n"),
     })?;
     match said["reason"].as_str() {
@@ -176,7 +174,7 @@ fn shown_once(session: &Session, made: &Value) -> Result<(), Failure> {
     session.out.one(made, |made| format!("{}\n", made["key"].as_str().unwrap_or_default()))?;
     if session.out.format == Format::Table {
         out::say("this key is shown once; sidekey keeps only a digest of it");
-        out::say(out::card(&made["key_data"]).trim_end());
+        out::say(policy::card(&made["key_data"]).trim_end());
     }
     Ok(())
 }

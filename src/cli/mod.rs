@@ -3,6 +3,7 @@
 //! Owns dispatch and the session of a command. Everything a command does to the store goes through the admin API,
 //! over the daemon's socket or in this process.
 
+mod alerts;
 pub mod args;
 pub mod client;
 mod daemon;
@@ -14,6 +15,9 @@ pub mod failure;
 mod init;
 mod keys;
 pub mod out;
+mod owners;
+pub mod plan_args;
+mod plans;
 mod policy;
 mod provider_keys;
 pub mod sdk;
@@ -140,12 +144,16 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Init => block_on(init::run(&session))?,
         Command::Restore { file, force } => block_on(store::restore(&session, &file, force))?,
         Command::Run(_) => (session.hooks.run)(session.loaded, session.environment)?,
-        command @ (Command::Backup { .. }
+        command @ (Command::Alerts { .. }
+        | Command::Backup { .. }
         | Command::Key(_)
         | Command::Ledger(_)
+        | Command::Plan(_)
         | Command::Provider(_)
         | Command::ProviderKey(_)
         | Command::Status
+        | Command::Team(_)
+        | Command::User(_)
         | Command::Usage(_)) => return block_on(through_api(&session, command)),
     }
     Ok(ExitCode::SUCCESS)
@@ -153,9 +161,10 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
 
 /// Commands that are requests of the admin API.
 async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Failure> {
-    if matches!(command, Command::Status) {
-        usage::status(session).await?;
-        return Ok(ExitCode::SUCCESS);
+    match command {
+        Command::Alerts { limit } => return alerts::run(session, limit).await.map(|()| ExitCode::SUCCESS),
+        Command::Status => return usage::status(session).await.map(|()| ExitCode::SUCCESS),
+        _ => {}
     }
     let connected = store::connect(session).await?;
     let client = &connected.client;
@@ -163,9 +172,12 @@ async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Fa
         Command::Backup { file } => store::backup(client, &file).await,
         Command::Key(command) => keys::run(session, client, command).await,
         Command::Ledger(args) => usage::ledger(session, client, &args).await,
+        Command::Plan(command) => plans::run(session, client, command).await,
         Command::Provider(command) => usage::provider(session, client, &command).await,
         Command::ProviderKey(command) => provider_keys::run(session, client, command).await,
+        Command::Team(command) => owners::run(session, client, "team", command).await,
         Command::Usage(args) => usage::usage(session, client, &args).await,
+        Command::User(command) => owners::run(session, client, "user", command).await,
         _ => Ok(()),
     };
     connected.close().await;

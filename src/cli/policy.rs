@@ -2,10 +2,29 @@
 //!
 //! Owns turning them into the API's fields.
 
+use std::fmt::Display;
+
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::cli::args::{OrNone, PolicyArgs};
+use crate::cli::out::{self, Column};
+use crate::policy::{Budget, Quota};
+
+const LIMIT_COLUMNS: &[Column<'_>] = &[
+    ("SCOPE", "/scope"),
+    ("ID", "/scope_id"),
+    ("LIMIT", "/limit"),
+    ("PER", "/per"),
+    ("COUNTS", "/counts"),
+    ("VALUE", "/value"),
+    ("USED", "/used"),
+    ("RESERVED", "/reserved"),
+    ("REMAINING", "/remaining"),
+    ("RESETS", "/resets"),
+    ("SHADOW", "/shadow"),
+];
 
 /// The flags that were given, as the API's fields; `none` becomes null.
 pub(super) fn fields(args: &PolicyArgs) -> Map<String, Value> {
@@ -28,13 +47,51 @@ pub(super) fn fields(args: &PolicyArgs) -> Map<String, Value> {
     body
 }
 
-fn put<T: Serialize>(map: &mut Map<String, Value>, name: &str, value: Option<T>) {
+/// Adds a field, when it was given.
+pub(super) fn put<T: Serialize>(map: &mut Map<String, Value>, name: &str, value: Option<T>) {
     map.extend(value.map(|value| (name.to_owned(), json!(value))));
 }
 
 /// All that were given; `none` among them takes the others away that are there.
 fn list<T>(given: &[OrNone<T>]) -> Option<Vec<&T>> {
     (!given.is_empty()).then(|| given.iter().filter_map(|one| one.0.as_ref()).collect())
+}
+
+/// A record with a policy, for people: names and values, and below them how each limit stands.
+pub(super) fn card(record: &Value) -> String {
+    let mut record = as_typed(record);
+    let limits = record.as_object_mut().and_then(|fields| fields.shift_remove("in_force"));
+    let mut text = out::card(&record);
+    if let Some(Value::Array(limits)) = limits.filter(|limits| *limits != json!([])) {
+        text.push('\n');
+        text.push_str(&out::table(&limits, LIMIT_COLUMNS));
+    }
+    text
+}
+
+/// A record whose budgets and quotas are as they are typed, `20/month`, and that has no limits that are none.
+pub(super) fn as_typed(record: &Value) -> Value {
+    let mut record = record.clone();
+    for (name, value) in record.as_object_mut().into_iter().flatten() {
+        match name.as_str() {
+            "budgets" => *value = typed::<Budget>(value),
+            "quotas" => *value = typed::<Quota>(value),
+            "limits" if value.as_object().is_some_and(|limits| limits.values().all(Value::is_null)) => {
+                *value = Value::Null;
+            }
+            "shared" => *value = as_typed(value),
+            _ => {}
+        }
+    }
+    record
+}
+
+fn typed<T: DeserializeOwned + Display>(amounts: &Value) -> Value {
+    match serde_json::from_value::<Vec<T>>(amounts.clone()) {
+        Ok(amounts) => json!(amounts.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        // Of a daemon that knows more than this program.
+        Err(_) => amounts.clone(),
+    }
 }
 
 #[cfg(test)]
@@ -80,5 +137,30 @@ mod tests {
                 "{flags}"
             );
         }
+    }
+
+    #[test]
+    fn records_for_people() {
+        let record = json!({
+            "name": "free", "limits": {"rpm": null},
+            "budgets": [{"usd": "20", "per": "month", "time_zone": "Europe/Berlin", "alert_at": [80, 100], "shadow": true}],
+            "shared": {"limits": {"rpm": 5}, "quotas": [{"tokens": 7, "per": "day", "counts": "input"}]},
+            "in_force": [{"scope": "plan", "scope_id": "free", "limit": "rpm", "value": 5, "used": 1, "reserved": 0,
+                "remaining": 4, "resets": null, "shadow": false}],
+            "spent": "0",
+        });
+        let text = card(&record);
+        let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        let want = [
+            &["name", "free"][..],
+            &["limits", "-"],
+            &["budgets", "20/month,zone=Europe/Berlin,shadow"],
+            &["shared", "limits=rpm=5", "quotas=7/day,counts=input"],
+            &["spent", "0"],
+            &[],
+            &["SCOPE", "ID", "LIMIT", "PER", "COUNTS", "VALUE", "USED", "RESERVED", "REMAINING", "RESETS", "SHADOW"],
+            &["plan", "free", "rpm", "-", "-", "5", "1", "0", "4", "-", "false"],
+        ];
+        assert_eq!(words, want);
     }
 }

@@ -117,11 +117,18 @@ pub(super) async fn provider(
 
 /// `sidekey status`: the daemon's own word, so none running is a failure of its own kind.
 pub(super) async fn status(session: &Session) -> Result<(), Failure> {
-    let socket = session.loaded.places.admin_socket();
-    let Some(client) = AdminClient::of_daemon(&socket).await else {
-        let failure = Failure::new(Exit::Unreachable, format!("no daemon answers on {}", socket.display()));
-        return Err(failure.fix("start one: `sidekey run`; or name its place with --data-dir"));
-    };
-    let status = client.get("/api/status").await?;
+    let status = daemon(session).await?.get("/api/status").await?;
     Ok(session.out.one(&status.body, out::card)?)
+}
+
+/// The daemon, for what only it can know.
+///
+/// # Errors
+/// When none answers.
+pub(super) async fn daemon(session: &Session) -> Result<AdminClient, Failure> {
+    let socket = session.loaded.places.admin_socket();
+    AdminClient::of_daemon(&socket).await.ok_or_else(|| {
+        let failure = Failure::new(Exit::Unreachable, format!("no daemon answers on {}", socket.display()));
+        failure.fix("start one: `sidekey run`; or name its place with --data-dir")
+    })
 }

@@ -21,9 +21,11 @@
 //! | `/api/provider-keys/{id}/usage?days=` | GET |
 //! | `/api/usage?days=&by=&key=`, `/api/usage/groups/{id}` | GET |
 //! | `/api/ledger?key=&group=&limit=&cursor=` | GET |
+//! | `/api/alerts?limit=` | GET |
 //! | `/api/status` | GET |
 //! | `/api/backup` | POST: writes the file |
 
+mod alerts;
 pub mod health;
 mod keys;
 mod owners;
@@ -112,6 +114,7 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/usage", get(usage::report))
         .route("/api/usage/groups/{id}", get(usage::of_group))
         .route("/api/ledger", get(usage::ledger))
+        .route("/api/alerts", get(alerts::list))
         .route("/api/status", get(status::status))
         .route("/api/backup", post(status::backup))
         .fallback(|| async { Problem::not_found("such route") })

@@ -11,6 +11,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::entry::{Entry, Outcome};
+use crate::event::{Kind, Severity};
 use crate::id::{KeySource, RequestId};
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -613,4 +614,21 @@ async fn users_and_teams_are_there_once_they_are_named() {
     assert_eq!(api.get("/api/users/alice").await.body, want);
     assert_eq!(api.ask(Method::DELETE, "/api/users/zoe", None, None).await.status, 204);
     assert_eq!(api.get("/api/users/zoe").await.status, 404);
+}
+
+#[tokio::test]
+async fn alerts_are_the_newest_events() {
+    let api = Api::new(KeysSection::default());
+    assert_eq!(api.get("/api/alerts").await.body, json!({"alerts": []}));
+    for n in 1..=3 {
+        api.store.events().emit(Kind::BudgetThreshold, Severity::Warning, "team t1", format!("{n}"));
+    }
+    let alerts = api.get("/api/alerts?limit=2").await.body;
+    let want = json!({
+        "time": "2023-11-14T22:13:20.000Z", "kind": "budget.threshold", "severity": "warning", "subject": "team t1",
+        "message": "3",
+    });
+    assert_eq!((&alerts["alerts"][0], &alerts["alerts"][1]["message"]), (&want, &json!("2")));
+    assert_eq!(alerts["alerts"].as_array().unwrap().len(), 2);
+    assert_eq!(api.get("/api/alerts?kind=x").await.status, 400);
 }
