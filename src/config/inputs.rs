@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::config::env::Environment;
@@ -64,7 +65,7 @@ impl Loaded {
             create: false,
             master: environment.master_key_inputs(),
             environment_keys: environment.system_keys(registry, &self.config.keys.prefix),
-            prices: std::sync::Arc::default(),
+            prices: Arc::new(self.config.prices(registry)),
             section: self.config.store.clone(),
             clock,
             metrics,

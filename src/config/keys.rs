@@ -7,6 +7,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
+use crate::pricing::Item;
+use crate::unit::ServiceTier;
+
 /// What a key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -20,6 +23,8 @@ pub enum Kind {
     Integer,
     /// `"100/month"`: dollars, and until when they have to last.
     Money,
+    /// `{ input = "0.15", output = "0.6" }`, or a table of its own.
+    Price,
     /// `"8MiB"`, or bytes.
     Size,
     /// Free text.
@@ -107,6 +112,12 @@ pub static KEYS: &[Key] = &[
     key("limits.header_timeout", Kind::Duration, "\"75s\"", "For a client to send a request's head."),
     key("limits.connect_timeout", Kind::Duration, "\"10s\"", "To connect to an upstream, TLS included."),
     key("limits.drain_timeout", Kind::Duration, "\"30s\"", "For open requests to end when sidekey stops."),
+    key(
+        "prices.*",
+        Kind::Price,
+        "",
+        "What a model costs, by provider/model, in dollars per million tokens; over the list in the program.",
+    ),
     key("providers.*.base_url", Kind::Text, "", "scheme://host[:port][/prefix]; the provider's own path follows."),
     key(
         "providers.*.dialect",
@@ -167,6 +178,7 @@ pub fn template() -> String {
             let commented = if table.contains('*') { "# " } else { "" };
             let _ = writeln!(out, "\n{commented}[{}]", table.replace('*', "my-gateway"));
         }
+        let name = if name == "*" { "\"openai/gpt-4o-mini\"" } else { name };
         let value = if key.default.is_empty() { example(key.kind) } else { key.default.to_owned() };
         let _ = writeln!(out, "# {}\n# {name} = {value}", key.doc);
     }
@@ -181,6 +193,7 @@ fn example(kind: Kind) -> String {
         Kind::Duration | Kind::Timeout => "\"30s\"",
         Kind::Integer => "1000",
         Kind::Money => "\"100/month\"",
+        Kind::Price => "{ input = \"0.15\", cached_input = \"0.075\", output = \"0.6\" }",
         Kind::Size => "\"8MiB\"",
         Kind::Text => "\"…\"",
         Kind::Texts => "[\"…\"]",
@@ -211,6 +224,7 @@ fn property(key: &Key) -> Value {
         Kind::Bool => json!({"type": "boolean"}),
         Kind::Integer => json!({"type": "integer", "minimum": 0}),
         Kind::Address | Kind::Money | Kind::Text => json!({"type": "string"}),
+        Kind::Price => price(),
         Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
         Kind::Duration => json!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}),
         Kind::Size => {
@@ -229,6 +243,26 @@ fn property(key: &Key) -> Value {
     property
 }
 
+/// What may be said of a model's price.
+fn price() -> Value {
+    let rate = |item: Item| {
+        let text = json!({"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$", "description": item.unit()});
+        (item.as_str().to_owned(), json!({"oneOf": [text, {"type": "integer", "minimum": 0}]}))
+    };
+    let mut price = object();
+    price["properties"] = Item::ALL.into_iter().map(rate).collect::<Map<_, _>>().into();
+    let rates = price.clone();
+    let mut above = rates.clone();
+    above["properties"]["over_input_tokens"] = json!({"type": "integer", "minimum": 0});
+    above["required"] = json!(["over_input_tokens"]);
+    let tiers = ServiceTier::ALL.into_iter().map(|tier| (tier.as_str().to_owned(), rates.clone()));
+    price["properties"]["above"] = json!({"type": "array", "items": above});
+    price["properties"]["tiers"] = object();
+    price["properties"]["tiers"]["properties"] = tiers.collect::<Map<_, _>>().into();
+    price["properties"]["same_as"] = json!({"type": "string", "pattern": "^[^/]+/.+$"});
+    price
+}
+
 /// The default as JSON.
 fn default_of(key: &Key) -> Option<Value> {
     let table: toml::Table = toml::from_str(&format!("v = {}", key.default)).ok()?;
@@ -237,6 +271,10 @@ fn default_of(key: &Key) -> Option<Value> {
 
 fn insert(at: &mut Value, names: &[&str], property: Value) {
     let Some((name, rest)) = names.split_first() else { return };
+    if *name == "*" && rest.is_empty() {
+        at["additionalProperties"] = property;
+        return;
+    }
     if *name == "*" {
         if !at["additionalProperties"].is_object() {
             at["additionalProperties"] = object();
@@ -265,9 +303,20 @@ mod tests {
 
     /// serde names all fields of a section when it meets one it does not know.
     fn fields(section: &str) -> BTreeSet<String> {
-        let text =
-            if section.is_empty() { "zzz = 1".to_owned() } else { format!("[{}]\nzzz = 1", section.replace('*', "x")) };
-        let error = toml::from_str::<Config>(&text).expect_err("zzz is not a field");
+        match section {
+            "" => said_fields("zzz = 1"),
+            "prices" => BTreeSet::from(["*".to_owned()]),
+            _ => said_fields(&format!("[{}]\nzzz = 1", section.replace('*', "x"))),
+        }
+    }
+
+    fn fields_of_a_price() -> BTreeSet<String> {
+        let price = schema()["properties"]["prices"]["additionalProperties"]["properties"].clone();
+        price.as_object().expect("an object").keys().cloned().collect()
+    }
+
+    fn said_fields(text: &str) -> BTreeSet<String> {
+        let error = toml::from_str::<Config>(text).expect_err("zzz is not a field");
         let (_, known) = unknown_field(error.message()).expect("an unknown field");
         known.into_iter().map(str::to_owned).collect()
     }
@@ -275,6 +324,8 @@ mod tests {
     #[test]
     fn the_table_and_the_sections_agree() {
         let mut said: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        // What models are called is the operator's.
+        assert_eq!(said_fields("[prices.\"a/b\"]\nzzz = 1"), fields_of_a_price());
         for key in KEYS {
             let (section, name) = key.path.rsplit_once('.').expect("a section");
             said.entry(section).or_default().insert(name.to_owned());
@@ -304,7 +355,7 @@ mod tests {
         let text = template();
         let text: Vec<&str> = text.lines().filter(toml_line).map(|line| line.trim_start_matches("# ")).collect();
         let whole: Config = toml::from_str(&text.join("\n")).expect("valid when uncommented");
-        assert_eq!(whole.providers.len(), 1);
+        assert_eq!((whole.providers.len(), whole.prices.len()), (1, 1));
         assert_eq!(whole.listen.transparent.map(|address| address.port()), Some(15001));
     }
 

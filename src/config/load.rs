@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use crate::config::env::Environment;
 use crate::config::fault::{self, Fault, Origin};
-use crate::config::keys::KEYS;
+use crate::config::keys::{KEYS, Kind};
 use crate::config::places::Places;
 use crate::config::{Config, Wrong, nearest};
 
@@ -156,7 +156,8 @@ impl Layers {
     /// `LISTEN__PROXY` is `listen.proxy`; the operator's names keep the spelling the file gives them.
     fn key_of_variable(&self, rest: &str) -> Option<String> {
         let said: Vec<String> = rest.split("__").map(str::to_lowercase).collect();
-        let row = KEYS.iter().find(|row| {
+        // A variable's name cannot spell a model's.
+        let row = KEYS.iter().filter(|row| row.kind != Kind::Price).find(|row| {
             let names: Vec<&str> = row.path.split('.').collect();
             names.len() == said.len() && names.iter().zip(&said).all(|(name, said)| *name == "*" || name == said)
         })?;
@@ -323,6 +324,26 @@ mod tests {
                 "prefix",
                 "[keys]\nprefix = \"a b\"",
                 "sidekey.toml:2:1: keys.prefix: a prefix is 1 to 32 letters, digits, `-` and `_`, and does not end in a dash",
+            ),
+            (
+                "a price that is a float",
+                "[prices]\n\"openai/gpt-4o\" = { input = 0.15 }",
+                "sidekey.toml:2:29: a price is exact: write it as text, \"0.15\"",
+            ),
+            (
+                "a rate",
+                "[prices.\"openai/gpt-4o\"]\nimput = \"1\"",
+                "sidekey.toml:2:1: unknown field `imput`; did you mean `input`?",
+            ),
+            (
+                "a model without provider",
+                "[prices.gpt-4o]\ninput = \"1\"",
+                "sidekey.toml:1:9: \"gpt-4o\" names no model: write provider/model, as in \"openai/gpt-4o\", or \"*/model\" for every provider",
+            ),
+            (
+                "the price of none",
+                "[prices]\n\"a/b\" = { same_as = \"a/c\" }",
+                "sidekey.toml:2:11: prices.a/b: there is no price of a/c",
             ),
             (
                 "ports",

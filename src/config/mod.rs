@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pricing::{Listing, Overlay, PriceTable, Prices};
 use crate::provider::{ConfigFault, ProviderSection, Registry};
 use crate::proxy::section::ProxySection;
 use crate::storage::StoreSection;
@@ -38,6 +39,8 @@ pub struct Config {
     pub limits: ProxySection,
     /// The log.
     pub log: LogSection,
+    /// What models cost, over the list in the program.
+    pub prices: Prices,
     /// What differs from the built-in providers, and the operator's own.
     pub providers: BTreeMap<String, ProviderSection>,
     /// The store.
@@ -160,10 +163,30 @@ impl Config {
             faults.push(wrong(&["store.queue_capacity"], "a queue of 0 would record nothing"));
         }
         faults.extend(self.shared_addresses());
-        if let Err(wrongs) = self.registry() {
-            faults.extend(wrongs.into_iter().map(|fault| self.of_provider(fault)));
+        match self.registry() {
+            Ok(registry) => faults.extend(self.unknown_prices(&registry)),
+            Err(wrongs) => faults.extend(wrongs.into_iter().map(|fault| self.of_provider(fault))),
         }
         faults
+    }
+
+    /// Prices that are the same as one that there is not.
+    fn unknown_prices(&self, registry: &Registry) -> Vec<Wrong> {
+        let table = self.prices(registry);
+        let same = self.prices.iter().filter_map(|(name, price)| Some((name, price.same_as.as_ref()?)));
+        let unknown = same.filter(|(name, _)| table.resolve(&name.provider, &name.model).is_none());
+        let what = |(name, other)| wrong(&[&format!("prices.{name}")], format!("there is no price of {other}"));
+        unknown.map(what).collect()
+    }
+
+    /// The prices in force, but for those set in the store.
+    #[must_use]
+    pub fn prices(&self, registry: &Registry) -> PriceTable {
+        let listings = registry.iter().map(|upstream| {
+            let listed_as = upstream.vendor().map(Into::into);
+            (upstream.id.to_string(), Listing { listed_as, region: upstream.region().map(Into::into) })
+        });
+        PriceTable::new(Overlay::hashed("config", self.prices.clone()), listings)
     }
 
     /// The providers in force.

@@ -105,6 +105,19 @@ impl Upstream {
         &self.origin
     }
 
+    /// The id of the vendor whose models these are: its own row's, or the one whose host the operator gave.
+    #[must_use]
+    pub fn vendor(&self) -> Option<&'static str> {
+        self.row.or_else(|| vendor(&self.place.host)).map(|row| row.id)
+    }
+
+    /// The region of AWS it is in, by its host.
+    #[must_use]
+    pub fn region(&self) -> Option<&str> {
+        let mut labels = self.place.host.strip_suffix(".amazonaws.com")?.split('.');
+        labels.next()?.starts_with("bedrock").then(|| labels.next()).flatten()
+    }
+
     /// True when only public addresses may be dialled: check what the name resolves to.
     #[must_use]
     pub fn is_public(&self) -> bool {

@@ -259,14 +259,17 @@ fn table(head: &str) -> Vec<Vec<String>> {
 }
 
 fn leaves(schema: &Value, path: &str, found: &mut BTreeMap<String, String>) {
+    // Only what a key holds has a description.
+    if schema["description"].is_string() {
+        let default = schema.get("default").map(Value::to_string).unwrap_or_default();
+        found.insert(path.trim_start_matches('.').to_owned(), default);
+        return;
+    }
     for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
         leaves(inner, &format!("{path}.{name}"), found);
     }
     if schema["additionalProperties"].is_object() {
         leaves(&schema["additionalProperties"], &format!("{path}.*"), found);
-    } else if schema["type"] != "object" {
-        let default = schema.get("default").map(Value::to_string).unwrap_or_default();
-        found.insert(path.trim_start_matches('.').to_owned(), default);
     }
 }
 

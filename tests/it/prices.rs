@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::support::client::{self, Request};
 use crate::support::provider::Provider;
 use crate::support::script::{Gate, Message, Reply};
-use crate::support::sidekey::Sidekey;
+use crate::support::sidekey::{Options, REAL_KEY, Sidekey};
 
 const CHAT: &str = "/openai/v1/chat/completions";
 
@@ -66,6 +66,39 @@ async fn entries_have_a_cost_or_say_that_there_is_none() {
     }
     let shown = sidekey.ok(&["key", "show", &key.id, "-o", "json"]).await;
     assert!(shown.contains(r#""spent": "0.000084""#) || shown.contains(r#""spent":"0.000084""#), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_configuration_goes_before_the_list() {
+    let provider = provider().await;
+    // The document's own example.
+    let readme = include_str!("../../README.md");
+    let at = readme.find("[prices]").expect("an example");
+    let example = &readme[at..at + readme[at..].find("```").expect("an end")];
+    let options = Options::new().config(example).provider("openai", &provider.url()).own_provider(
+        "my-gateway",
+        "openai",
+        &provider.url(),
+    );
+    let sidekey = Sidekey::start(&options).await;
+    sidekey.add_provider_key("openai", REAL_KEY).await;
+    sidekey.add_provider_key("my-gateway", REAL_KEY).await;
+    let key = sidekey.create_key(&[]).await;
+    for (id, model, cost, version) in [
+        // 40 at 0.12 and 60 at 0.48 dollars a million.
+        ("openai", "gpt-4o-mini", Some("0.0000336"), "config "),
+        ("openai", "gpt-4o", Some("0.0007"), "built-in "),
+        // 40 at 3 and 60 at 15.
+        ("my-gateway", "house-large", Some("0.00102"), "built-in "),
+        ("my-gateway", "llama3:8b", Some("0"), "config "),
+        ("my-gateway", "gpt-4o-mini", None, ""),
+    ] {
+        let request = Request { target: format!("/{id}/v1/chat/completions"), ..chat(&key.key, model) };
+        let answer = sidekey.send(&request).await;
+        let entry = sidekey.entry(&answer.request_id()).await;
+        assert_eq!(entry["cost_usd"].as_str(), cost, "{entry}");
+        assert!(entry["price_version"].as_str().unwrap_or_default().starts_with(version), "{entry}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
