@@ -106,6 +106,9 @@ pub enum Command {
     },
     /// What the running daemon says of itself
     Status,
+    /// The kernel's rules that lead an app's connections to sidekey
+    #[command(subcommand)]
+    Redirect(RedirectCommand),
     /// Checks this installation; every line that fails names its fix
     Doctor,
     /// The configuration
@@ -178,6 +181,65 @@ pub struct ExecArgs {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+/// `sidekey redirect`.
+#[derive(Debug, Subcommand)]
+pub enum RedirectCommand {
+    /// Writes the rules; a second time changes nothing
+    Install {
+        /// What they say.
+        #[command(flatten)]
+        rules: RedirectArgs,
+        /// The tools to write them with
+        #[arg(long, value_enum, default_value_t)]
+        backend: Backend,
+        /// Prints the commands and changes nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Takes the rules away
+    Remove {
+        /// The tools to take them away with
+        #[arg(long, value_enum, default_value_t)]
+        backend: Backend,
+        /// Prints the commands and changes nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Says whether the rules are there, and tries them as the user who asks
+    Check {
+        /// What they should say.
+        #[command(flatten)]
+        rules: RedirectArgs,
+        /// The tools to read them with
+        #[arg(long, value_enum, default_value_t)]
+        backend: Backend,
+    },
+}
+
+/// What the rules say.
+#[derive(Args, Clone, Debug)]
+pub struct RedirectArgs {
+    /// Users whose connections pass, by number, with commas: the one sidekey runs as; the data directory's owner unless
+    /// given
+    #[arg(long, value_delimiter = ',', value_name = "UIDS")]
+    pub uid: Vec<u32>,
+    /// TCP ports that are redirected, with commas; the same ports of UDP are refused
+    #[arg(long, value_delimiter = ',', value_name = "PORTS", default_value = "443", value_parser = clap::value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
+}
+
+/// The tools that write rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// nft where it can be used, else iptables
+    #[default]
+    Auto,
+    /// iptables and ip6tables
+    Iptables,
+    /// nft
+    Nft,
 }
 
 /// `sidekey env`.

@@ -9,46 +9,15 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::cli::checks::{Line, fail, ok, report, warn};
 use crate::cli::client::AdminClient;
-use crate::cli::failure::{Exit, Failure};
-use crate::cli::out::{Column, Out};
+use crate::cli::failure::Failure;
+use crate::cli::out::Out;
 use crate::cli::{Session, store};
 use crate::config::Fault;
 
-/// How a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Mark {
-    Ok,
-    Warn,
-    Fail,
-}
-
-/// One line.
-#[derive(Clone, Debug, Serialize)]
-struct Line {
-    status: Mark,
-    check: String,
-    detail: String,
-    fix: Option<String>,
-}
-
-fn ok(check: &str, detail: impl Into<String>) -> Line {
-    Line { status: Mark::Ok, check: check.to_owned(), detail: detail.into(), fix: None }
-}
-
-fn warn(check: &str, detail: impl Into<String>, fix: impl Into<String>) -> Line {
-    Line { status: Mark::Warn, check: check.to_owned(), detail: detail.into(), fix: Some(fix.into()) }
-}
-
-fn fail(check: &str, detail: impl Into<String>, fix: impl Into<String>) -> Line {
-    Line { status: Mark::Fail, check: check.to_owned(), detail: detail.into(), fix: Some(fix.into()) }
-}
-
-const COLUMNS: &[Column<'_>] = &[("STATE", "/status"), ("CHECK", "/check"), ("DETAIL", "/detail"), ("FIX", "/fix")];
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Two descriptors a stream, and some for the store and the listeners.
 const FEW_DESCRIPTORS: u64 = 4096;
@@ -93,13 +62,6 @@ pub(super) fn faulty(out: Out, faults: &[Fault]) -> Result<ExitCode, Failure> {
     let line =
         |fault: &Fault| fail("configuration", fault.to_string(), "correct it; `sidekey config check` reads it again");
     report(out, &faults.iter().map(line).collect::<Vec<_>>())
-}
-
-fn report(out: Out, lines: &[Line]) -> Result<ExitCode, Failure> {
-    let items: Vec<Value> = lines.iter().map(|line| json!(line)).collect();
-    let healthy = lines.iter().all(|line| line.status != Mark::Fail);
-    out.many(&json!({"healthy": healthy, "checks": items}), &items, COLUMNS)?;
-    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::from(Exit::Failure as u8) })
 }
 
 fn configuration(session: &Session) -> Line {
@@ -213,6 +175,7 @@ fn place_of(url: &str) -> Option<(String, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::checks::Mark;
 
     #[test]
     fn modes_are_told() {

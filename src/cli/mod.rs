@@ -5,6 +5,7 @@
 
 mod alerts;
 pub mod args;
+mod checks;
 pub mod client;
 mod daemon;
 mod demo;
@@ -20,6 +21,7 @@ pub mod plan_args;
 mod plans;
 mod policy;
 mod provider_keys;
+mod redirect;
 pub mod sdk;
 pub mod secret_input;
 pub mod settings;
@@ -142,6 +144,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Env(args) => block_on(environment::run(&session, &args))?,
         Command::Exec(args) => return block_on(execute(session, args)),
         Command::Init => block_on(init::run(&session))?,
+        Command::Redirect(command) => return redirect::run(&session, &command),
         Command::Restore { file, force } => block_on(store::restore(&session, &file, force))?,
         Command::Run(_) => (session.hooks.run)(session.loaded, session.environment)?,
         command @ (Command::Alerts { .. }
