@@ -18,6 +18,7 @@ mod estimate;
 mod fixtures;
 mod limit;
 mod prices;
+mod redirect;
 mod reverse;
 mod sdk;
 mod stream;

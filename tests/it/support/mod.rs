@@ -5,6 +5,7 @@ pub(crate) mod cut;
 pub(crate) mod encoding;
 pub(crate) mod eventstream;
 pub(crate) mod http1;
+pub(crate) mod netns;
 pub(crate) mod provider;
 mod provider_h2;
 pub(crate) mod replay;

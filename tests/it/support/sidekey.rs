@@ -111,7 +111,7 @@ pub(crate) struct Key {
 }
 
 /// The binary: this build's, or the one `SIDEKEY_TEST_BIN` names (to try a packaged one).
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     std::env::var_os("SIDEKEY_TEST_BIN").map_or_else(|| env!("CARGO_BIN_EXE_sidekey").into(), PathBuf::from)
 }
 
