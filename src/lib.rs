@@ -25,6 +25,7 @@
 //! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pricing`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |
+//! | shared words | [`explain`] | what operators ask of the request path |
 //! | planes | [`proxy`], [`control`] | requests of apps, requests of operators |
 //! | ways in | [`ingress`] | how a client came |
 //! | program | [`config`], [`app`], [`cli`] | what was said, what runs, what is typed |
@@ -57,6 +58,8 @@ pub mod tally;
 
 pub mod net;
 pub mod storage;
+
+pub mod explain;
 
 pub mod control;
 pub mod proxy;

@@ -26,6 +26,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("provider", 21),
     ("storage", 30),
     ("net", 30),
+    ("explain", 35),
     ("proxy", 40),
     ("control", 40),
     ("ingress", 50),

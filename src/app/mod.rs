@@ -22,11 +22,12 @@ use axum::Router;
 use crate::clock::Clock;
 use crate::config::{Environment, Loaded};
 use crate::control::health::{Check, Readiness};
-use crate::control::{ControlState, Facts, Listening};
+use crate::control::{ControlState, Explainer, Facts, Listening};
 use crate::metrics::Metrics;
 use crate::net::drain::Drain;
 use crate::net::listener;
 use crate::net::tls::TlsClient;
+use crate::provider::Registry;
 use crate::proxy::{ProxyParts, Shared};
 use crate::storage::Store;
 
@@ -105,6 +106,7 @@ impl Running {
             },
             readiness: readiness.clone(),
             tester: tester::with(&store, &registry, environment, tls, clock.clone()),
+            explainer: explainer(&store, &registry, &clock),
             clock,
         });
         let control = control::Control::start(control::Service {
@@ -151,6 +153,13 @@ impl Running {
         self.control.stop();
         self.store.close();
     }
+}
+
+/// Explains by what the request path would do over `store`.
+#[must_use]
+pub fn explainer(store: &Store, registry: &Arc<Registry>, clock: &Clock) -> Explainer {
+    let (store, registry, clock) = (store.clone(), Arc::clone(registry), clock.clone());
+    Arc::new(move |question| crate::proxy::explain(&store, &registry, &clock, question))
 }
 
 fn bind(key: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, StartError> {

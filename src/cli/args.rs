@@ -74,6 +74,8 @@ pub enum Command {
     },
     /// Runs a command with a virtual key that dies with it
     Exec(ExecArgs),
+    /// Says what would become of a request, and why, without sending it or charging for it
+    Explain(ExplainArgs),
     /// Prints the variables that point SDKs at sidekey
     Env(EnvArgs),
     /// Virtual keys: what apps hold
@@ -607,6 +609,29 @@ pub struct UsageArgs {
     pub key: Option<String>,
 }
 
+/// `sidekey explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// The virtual key, by id or name
+    #[arg(long)]
+    pub key: String,
+    /// The model it would name
+    #[arg(long)]
+    pub model: Option<String>,
+    /// The provider it would be sent to; unless given, whom the model leads to
+    #[arg(long)]
+    pub provider: Option<String>,
+    /// What it would ask for, as chat or embeddings; unless given, what the provider's clients ask for most
+    #[arg(long)]
+    pub endpoint: Option<String>,
+    /// Tokens it would hold
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub input_tokens: u64,
+    /// The most output tokens it would ask for; unless given, what is learned of this key and model, or 512
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u64>,
+}
+
 /// `sidekey ledger`.
 #[derive(Args, Clone, Debug)]
 pub struct LedgerArgs {
@@ -706,6 +731,7 @@ mod tests {
             "user set alice --budget 20/month,zone=Europe/Berlin --quota none",
             "team ls",
             "alerts --limit 5",
+            "explain --key app --model gpt-4o --provider openai --input-tokens 1000 --max-tokens 500",
             "provider-key rotate main --stdin --no-test",
             "provider-key test --all",
             "config explain listen.proxy",

@@ -7,7 +7,7 @@ use crate::config::{Environment, Loaded};
 use crate::control::socket::SocketError;
 
 /// The program's own.
-pub(super) const HOOKS: Hooks = Hooks { private, run, tester: app::tester };
+pub(super) const HOOKS: Hooks = Hooks { explainer: app::explainer, private, run, tester: app::tester };
 
 fn run(loaded: Loaded, environment: Environment) -> Result<(), Failure> {
     let done = app::run(&loaded, &environment);

@@ -12,6 +12,7 @@ mod demo;
 mod doctor;
 pub mod environment;
 pub mod exec;
+mod explain;
 pub mod failure;
 mod init;
 mod keys;
@@ -44,14 +45,17 @@ use crate::cli::args::{Cli, Command, Global, Shell};
 use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::Out;
+use crate::clock::Clock;
 use crate::config::{self, Environment, Fault, Loaded, NoPlace, Places};
-use crate::control::KeyTester;
+use crate::control::{Explainer, KeyTester};
 use crate::provider::Registry;
 use crate::storage::Store;
 
 /// What the command line asks of `app`, handed in so that tests can stand in for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Hooks {
+    /// Makes what explains the request path.
+    pub explainer: fn(&Store, &Arc<Registry>, &Clock) -> Explainer,
     /// Starts a proxy for one command, on a free port of the loopback address.
     pub private: fn(Loaded, Environment) -> PrivateStart,
     /// Runs the proxy until it is told to stop.
@@ -149,6 +153,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Run(_) => (session.hooks.run)(session.loaded, session.environment)?,
         command @ (Command::Alerts { .. }
         | Command::Backup { .. }
+        | Command::Explain(_)
         | Command::Key(_)
         | Command::Ledger(_)
         | Command::Plan(_)
@@ -173,6 +178,7 @@ async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Fa
     let client = &connected.client;
     let done = match command {
         Command::Backup { file } => store::backup(client, &file).await,
+        Command::Explain(args) => explain::run(session, client, &args).await,
         Command::Key(command) => keys::run(session, client, command).await,
         Command::Ledger(args) => usage::ledger(session, client, &args).await,
         Command::Plan(command) => plans::run(session, client, command).await,

@@ -88,6 +88,7 @@ fn state(session: &Session, store: &Store, registry: Arc<Registry>) -> ControlSt
     let clock = Clock::system();
     ControlState {
         tester: (session.hooks.tester)(store, &registry, &session.environment),
+        explainer: (session.hooks.explainer)(store, &registry, &clock),
         store: store.clone(),
         registry,
         facts: Facts {

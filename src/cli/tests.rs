@@ -8,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::storage::MasterKeyInputs;
 
 const HOOKS: Hooks = Hooks {
+    explainer: crate::app::explainer,
     private: |_, _| Box::pin(async { Err(Failure::new(Exit::Failure, "no proxy here")) }),
     run: |loaded, _| {
         assert_eq!(loaded.config.listen.proxy.port(), 0);
@@ -90,6 +91,10 @@ fn a_session_without_a_daemon() {
         ("user delete u/1", 0, ""),
         ("user delete u/1", 5, "there is no policy of user u/1"),
         ("alerts", 4, "no daemon answers"),
+        ("explain --key app --model gpt-4o --input-tokens 100 -o jsonl", 0, ""),
+        ("explain --key app --model gpt-4o --endpoint chatter", 5, "endpoint: "),
+        ("explain --key nobody --model gpt-4o", 5, "there is no virtual key \"nobody\""),
+        ("explain --model gpt-4o", 2, ""),
         ("key revoke app -o jsonl", 0, ""),
         ("key enable app", 5, "revoked"),
         (add.as_str(), 5, "error: the provider refuses the key: 401\n"),
@@ -140,7 +145,7 @@ fn commands_speak_to_a_daemon() {
     let home = tempfile::tempdir().expect("a directory");
     let data = home.path().join("data");
     assert_eq!(sidekey(home.path(), "init -o jsonl").0, 0);
-    let clock = crate::clock::Clock::system();
+    let clock = Clock::system();
     let registry = Arc::new(config::Config::default().registry().expect("valid"));
     let store = Store::open(crate::storage::StoreOptions {
         dir: data.clone(),
@@ -154,6 +159,7 @@ fn commands_speak_to_a_daemon() {
     })
     .expect("it opens");
     let tester = (HOOKS.tester)(&store, &registry, &Environment::from_pairs([]));
+    let explainer = (HOOKS.explainer)(&store, &registry, &clock);
     let router = crate::control::router(crate::control::ControlState {
         store: store.clone(),
         registry,
@@ -170,6 +176,7 @@ fn commands_speak_to_a_daemon() {
         },
         readiness: crate::control::health::Readiness::default(),
         tester,
+        explainer,
     });
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let (ready, is_ready) = std::sync::mpsc::channel();
@@ -187,6 +194,7 @@ fn commands_speak_to_a_daemon() {
         ("alerts -o jsonl", 0),
         ("key create --name app -o jsonl", 0),
         ("key list -o jsonl", 0),
+        ("explain --key app --provider openai", 0),
         ("exec --quiet -- /bin/sh -c exit", 0),
         ("exec --quiet -- /nonexistent/program", u8::MAX),
         ("restore /nonexistent", 6),

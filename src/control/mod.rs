@@ -22,10 +22,12 @@
 //! | `/api/usage?days=&by=&key=`, `/api/usage/groups/{id}` | GET |
 //! | `/api/ledger?key=&group=&limit=&cursor=` | GET |
 //! | `/api/alerts?limit=` | GET |
+//! | `/api/explain?key=&model=&provider=&endpoint=&input_tokens=&max_tokens=` | GET |
 //! | `/api/status` | GET |
 //! | `/api/backup` | POST: writes the file |
 
 mod alerts;
+mod explain;
 pub mod health;
 mod keys;
 mod owners;
@@ -49,6 +51,7 @@ use http::{HeaderMap, StatusCode, header};
 use crate::clock::Clock;
 use crate::control::health::Readiness;
 use crate::control::problem::Problem;
+use crate::explain::{Explanation, Question};
 use crate::id::{KeyId, ScopeId};
 use crate::provider::Registry;
 use crate::storage::{Store, StoreError};
@@ -59,6 +62,9 @@ pub use self::status::{Facts, Listening};
 
 /// Asks a provider whether it takes a stored key, by the key's id, without spending.
 pub type KeyTester = Arc<dyn Fn(KeyId) -> Pin<Box<dyn Future<Output = TestResult> + Send>> + Send + Sync>;
+
+/// Says what would become of a request.
+pub type Explainer = Arc<dyn Fn(&Question) -> Explanation + Send + Sync>;
 
 /// What the admin API works on.
 pub struct ControlState {
@@ -76,6 +82,8 @@ pub struct ControlState {
     pub readiness: Readiness,
     /// Tests provider keys.
     pub tester: KeyTester,
+    /// Explains what the request path would do.
+    pub explainer: Explainer,
 }
 
 impl fmt::Debug for ControlState {
@@ -115,6 +123,7 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/usage/groups/{id}", get(usage::of_group))
         .route("/api/ledger", get(usage::ledger))
         .route("/api/alerts", get(alerts::list))
+        .route("/api/explain", get(explain::explain))
         .route("/api/status", get(status::status))
         .route("/api/backup", post(status::backup))
         .fallback(|| async { Problem::not_found("such route") })

@@ -13,7 +13,9 @@ use super::*;
 use crate::entry::{Entry, Outcome};
 use crate::event::{Kind, Severity};
 use crate::id::{KeySource, RequestId};
+use crate::limit::{Consumption, Moment};
 use crate::metrics::Metrics;
+use crate::provider::{Refusal, RefusalKind};
 use crate::secret::Secret;
 use crate::storage::{MasterKeyInputs, StoreOptions, StoreSection};
 use crate::unit::{TokensSource, Usage};
@@ -76,6 +78,7 @@ impl Api {
             facts: Facts { started_ms: NOW, ..Facts::default() },
             readiness: Readiness::default(),
             tester,
+            explainer: Arc::new(explained),
         });
         Self { router, store, clock, verdict, _directory: directory }
     }
@@ -108,6 +111,27 @@ impl Api {
 
     async fn patch(&self, path: &str, body: Value, etag: Option<&str>) -> Answer {
         self.ask(Method::PATCH, path, Some(body), etag).await
+    }
+}
+
+/// A request path that finds every budget of the key used up.
+fn explained(question: &Question) -> Explanation {
+    let need = Consumption { nano_usd: 250_000_000, ..Consumption::tokens(question.input_tokens, 5) };
+    let at = Moment { now: 0, wall_ms: NOW };
+    let limits: Vec<_> = question.key.scopes.iter().flat_map(|scope| scope.report(at, &need)).collect();
+    let refusal = limits.iter().find_map(|report| report.refusal.as_ref()).map(|refused| {
+        (StatusCode::PAYMENT_REQUIRED, Refusal::new(RefusalKind::InsufficientQuota, refused.to_string()))
+    });
+    Explanation {
+        rejection: None,
+        upstream: None,
+        endpoint: question.endpoint,
+        model: question.model.clone(),
+        provider_keys: Vec::new(),
+        need,
+        priced: true,
+        limits,
+        refusal,
     }
 }
 
@@ -631,4 +655,56 @@ async fn alerts_are_the_newest_events() {
     assert_eq!((&alerts["alerts"][0], &alerts["alerts"][1]["message"]), (&want, &json!("2")));
     assert_eq!(alerts["alerts"].as_array().unwrap().len(), 2);
     assert_eq!(api.get("/api/alerts?kind=x").await.status, 400);
+}
+
+#[tokio::test]
+async fn what_would_become_of_a_request() {
+    let api = Api::new(KeysSection::default());
+    let user = json!({"budgets": [{"usd": "0.2", "per": "day"}], "models": ["gpt-*"]});
+    api.patch("/api/users/alice", user, None).await;
+    let key = json!({"name": "app", "user": "alice", "endpoints": ["chat"], "limits": {"rpm": 5}, "shadow": ["rpm"]});
+    let id = id_of(&api.post("/api/keys", key).await.body["key_data"]);
+    let got = api.get(&format!("/api/explain?key={id}&model=o3&endpoint=embeddings&input_tokens=7")).await.body;
+    let message = "the request may take $0.25, more than the whole budget of user alice of $0.2 per day: shorten it, ask \
+                   for fewer output tokens, or raise the budget";
+    let limit =
+        |scope: &str, scope_id: &str, limit: &str| json!({"scope": scope, "scope_id": scope_id, "limit": limit});
+    let with = |base: Value, more: Value| {
+        let mut all = base.as_object().unwrap().clone();
+        all.extend(more.as_object().unwrap().clone());
+        Value::Object(all)
+    };
+    let want = json!({
+        "would_be": "refused",
+        "refusal": {"status": 402, "code": "insufficient_quota", "message": message},
+        "key": {"id": id, "name": "app", "status": "active", "user": "alice", "team": null, "plan": null, "rejection": null},
+        "provider": null, "endpoint": "embeddings", "model": "o3",
+        "lists": [
+            {"of": "endpoint", "scope": "key", "scope_id": id, "allows": false, "list": ["chat"]},
+            {"of": "model", "scope": "user", "scope_id": "alice", "allows": false, "list": ["gpt-*"]},
+        ],
+        "provider_keys": [],
+        "estimate": {"input": 7, "output": 5, "cost_usd": "0.25"},
+        "limits": [
+            with(limit("key", &id, "rpm"), json!({
+                "value": 5, "used": 0, "reserved": 0, "remaining": 5, "resets": null, "shadow": true, "needed": 1,
+                "would_refuse": false, "frees_at": null, "reason": null,
+            })),
+            with(limit("user", "alice", "budget"), json!({
+                "per": "day", "value": "0.2", "used": "0", "reserved": "0", "remaining": "0.2",
+                "resets": "2023-11-15T00:00:00.000Z", "shadow": false, "needed": "0.25", "would_refuse": true,
+                "frees_at": null, "reason": message,
+            })),
+        ],
+    });
+    assert_eq!(got, want);
+    for (query, status, field) in [
+        ("", 422, Some("key")),
+        ("?key=0123456789abcdef", 404, None),
+        (&*format!("?key={id}&endpoint=chatter"), 422, Some("endpoint")),
+        (&*format!("?key={id}&input_tokens=-1"), 400, None),
+    ] {
+        let refused = api.get(&format!("/api/explain{query}")).await;
+        assert_eq!((refused.status, refused.body["field"].as_str()), (status, field), "{query}: {}", refused.text);
+    }
 }

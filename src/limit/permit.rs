@@ -77,6 +77,12 @@ impl Permit {
         Ok(Self { holds, reserved: need, end: Settlement::Keep })
     }
 
+    /// Why [`Permit::reserve`] would refuse now; takes nothing, and tells nobody.
+    #[must_use]
+    pub fn refusal(scopes: &[Arc<Scope>], at: Moment, need: Consumption) -> Option<Refused> {
+        refusal(scopes, at, &need)
+    }
+
     /// What is reserved.
     #[must_use]
     pub fn reserved(&self) -> Consumption {

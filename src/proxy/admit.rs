@@ -2,7 +2,6 @@
 //!
 //! Owns the estimate; leaves the decision to `limit`.
 
-use crate::entry::Entry;
 use crate::limit::{Consumption, Moment, Permit};
 use crate::policy::Otherwise;
 use crate::pricing::PriceTable;
@@ -34,20 +33,19 @@ pub(super) fn price(
     estimate: Consumption,
     wire: Wire,
     caller: &Caller,
-    entry: &Entry,
+    (provider, model): (&str, Option<&str>),
     prices: &PriceTable,
 ) -> Result<Consumption, Error> {
     if wire == Wire::None {
         return Ok(estimate);
     }
-    let model = entry.model_requested.as_deref();
-    if let Some(found) = model.and_then(|model| prices.resolve(&entry.provider, model)) {
+    if let Some(found) = model.and_then(|model| prices.resolve(provider, model)) {
         let nano_usd = found.price.estimate(estimate.input, estimate.output, None);
         return Ok(Consumption { nano_usd, ..estimate });
     }
     match caller.key() {
         Some(key) if key.unpriced == Otherwise::Deny && key.has_budget() => Err(Error::Unpriced {
-            provider: entry.provider.to_string(),
+            provider: provider.to_owned(),
             model: model.unwrap_or("of an unknown name").to_owned(),
         }),
         _ => Ok(estimate),

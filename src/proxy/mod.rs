@@ -8,6 +8,7 @@ mod admit;
 mod authenticate;
 mod credentials;
 mod error;
+mod explain;
 mod forward;
 mod hard_stop;
 mod headers;
@@ -50,6 +51,7 @@ use error::Error;
 use metrics::{Families, ProviderMetrics};
 use settle::{Account, Books};
 
+pub use explain::explain;
 pub use forward::{may_be_googles, names_bad_key};
 pub use observe::{AnswerBody, Relayed};
 pub use section::{ProxySection, UnknownKeys};

@@ -168,7 +168,10 @@ impl Proxy {
         };
         let place = admit::place(&selected.caller, &self.books.ledger)?;
         let estimate = match trail.account.open() {
-            Some(open) => admit::price(estimate, selected.call.wire, &selected.caller, &open.entry, &open.prices)?,
+            Some(open) => {
+                let asked = (&*open.entry.provider, open.entry.model_requested.as_deref());
+                admit::price(estimate, selected.call.wire, &selected.caller, asked, &open.prices)?
+            }
             None => estimate,
         };
         let permit = admit::admit(&selected.caller, estimate, at)?;

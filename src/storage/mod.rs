@@ -86,7 +86,7 @@ pub use master::{MasterKey, MasterKeyError, MasterKeyInputs, MasterKeySource};
 pub use named::{Kind, Named, NamedState};
 pub use query::{BadDimension, Cursor, Dimension, LedgerFilter, Page, UsageGroup, UsageReport, UsageTotals};
 pub use reference::{ReferenceError, References};
-pub use scopes::{KeyState, ScopeState, scopes_of};
+pub use scopes::{KeyState, ModelList, ScopeState, scopes_of};
 pub use snapshot::{EnvironmentKey, KeyStats, ProviderKeyState, ProviderKeyStats, Snapshot};
 pub use vault::{Place, Vault, VaultError};
 

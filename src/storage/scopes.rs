@@ -54,8 +54,25 @@ pub struct KeyState {
     pub unpriced: Otherwise,
     /// What becomes of a request that cannot be recorded; `None` is `deny` where there is a budget or quota.
     pub unrecorded: Option<Otherwise>,
-    /// Allow-lists of models: a model must be in every one.
-    models: Vec<Vec<String>>,
+    /// Allow-lists of models: a model must be in every one. Lists that allow all are left out.
+    pub models: Vec<ModelList>,
+}
+
+/// Which models may be called, and who says so.
+#[derive(Clone, Debug)]
+pub struct ModelList {
+    /// The key, its plan, its user or its team.
+    pub of: ScopeId,
+    /// Globs of models.
+    pub globs: Vec<String>,
+}
+
+impl ModelList {
+    /// True when a glob matches `model`; case counts.
+    #[must_use]
+    pub fn allows(&self, model: &str) -> bool {
+        self.globs.iter().any(|glob| WildMatch::new(glob).matches(model))
+    }
 }
 
 impl KeyState {
@@ -68,14 +85,13 @@ impl KeyState {
     /// True when each list, the key's, its plan's, its user's and its team's, has a glob that matches `model`.
     #[must_use]
     pub fn allows_model(&self, model: &str) -> bool {
-        let matches = |list: &Vec<String>| list.iter().any(|glob| WildMatch::new(glob).matches(model));
-        self.models.iter().all(matches)
+        self.models.iter().all(|list| list.allows(model))
     }
 
     /// The lists, for people.
     #[must_use]
     pub fn models_shown(&self) -> String {
-        self.models.iter().map(|list| list.join(", ")).collect::<Vec<_>>().join("; and of these ")
+        self.models.iter().map(|list| list.globs.join(", ")).collect::<Vec<_>>().join("; and of these ")
     }
 
     /// What the `X-RateLimit-*` headers say: of all scopes the one of which least is left.
@@ -195,17 +211,19 @@ impl Snapshot {
         self.scopes.iter()
     }
 
-    /// The policy that holds for all keys of a user, a team or a plan together.
-    fn shared_policy(&self, id: &ScopeId) -> Policy {
-        let owner =
-            |owner: Owner| self.named::<OwnerPolicy>(&owner.to_string()).map(|(record, _)| record.policy.clone());
-        let policy = match id {
-            ScopeId::Plan(name) => self.named::<Plan>(name).map(|(plan, _)| plan.shared.clone()),
+    /// The models and the policy that hold for all keys of a user, a team or a plan together.
+    fn shared(&self, id: &ScopeId) -> (Vec<String>, Policy) {
+        let owner = |owner: Owner| {
+            let found = self.named::<OwnerPolicy>(&owner.to_string());
+            found.map(|(record, _)| (record.models.clone(), record.policy.clone()))
+        };
+        let found = match id {
+            ScopeId::Plan(name) => self.named::<Plan>(name).map(|(plan, _)| (plan.models.clone(), plan.shared.clone())),
             ScopeId::Team(id) => owner(Owner::Team(id.to_string())),
             ScopeId::User(id) => owner(Owner::User(id.to_string())),
             ScopeId::Key(_) | ScopeId::ProviderKey(_) => None,
         };
-        policy.unwrap_or_default()
+        found.unwrap_or_default()
     }
 
     /// Adds a key, or puts it in the place of what it was before.
@@ -221,19 +239,16 @@ impl Snapshot {
             |before| (before.scope.clone(), before.stats.clone(), before.outputs.clone()),
         );
         let mut scopes = vec![scope.clone()];
-        let mut models = vec![record.models.clone()];
-        models.extend(plan.as_ref().map(|plan| plan.models.clone()));
+        let mut models = vec![ModelList { of: ScopeId::Key(record.id), globs: record.models.clone() }];
         let mut policies = vec![policy.clone()];
-        for id in scopes_of(&record) {
-            scopes.push(self.scopes.need(&id).scope.clone());
-            policies.push(self.shared_policy(&id));
-        }
-        for owner in [record.user.clone().map(Owner::User), record.team.clone().map(Owner::Team)].into_iter().flatten()
-        {
-            models.extend(self.named::<OwnerPolicy>(&owner.to_string()).map(|(record, _)| record.models.clone()));
+        for of in scopes_of(&record) {
+            let (globs, shared) = self.shared(&of);
+            scopes.push(self.scopes.need(&of).scope.clone());
+            policies.push(shared);
+            models.push(ModelList { of, globs });
         }
         // A list that holds `*` allows all, as an empty one does.
-        models.retain(|list| !list.is_empty() && !list.iter().any(|glob| glob == "*"));
+        models.retain(|list| !list.globs.is_empty() && !list.globs.iter().any(|glob| glob == "*"));
         let state = Arc::new(KeyState {
             plan,
             policy,
@@ -266,7 +281,7 @@ impl Snapshot {
     pub(super) fn enforce(&self, wall_ms: u64) -> Vec<(ScopeId, Unknown)> {
         let keys = self.virtual_keys.values().map(|state| (&state.scope, Cow::Borrowed(&state.policy)));
         let provider_keys = self.all_provider_keys().map(|state| (&state.scope, Cow::Borrowed(&state.record.policy)));
-        let others = self.scopes.iter().map(|state| (&state.scope, Cow::Owned(self.shared_policy(state.scope.id()))));
+        let others = self.scopes.iter().map(|state| (&state.scope, Cow::Owned(self.shared(state.scope.id()).1)));
         let unknown = keys
             .chain(provider_keys)
             .chain(others)

@@ -233,7 +233,12 @@ fn the_command_lines_parse() {
             lines.extend(command_lines(&script).into_iter().map(|words| (at.clone(), words)));
         }
     }
-    for file in ["examples/session.sh", "deploy/kubernetes/sidecar.yaml", "deploy/systemd/sidekey.service"] {
+    for file in [
+        "examples/session.sh",
+        "examples/budgets.sh",
+        "deploy/kubernetes/sidecar.yaml",
+        "deploy/systemd/sidekey.service",
+    ] {
         let script = text(file).replace("=/usr/local/bin/sidekey ", " ; sidekey ");
         lines.extend(command_lines(&script).into_iter().map(|words| (file.to_owned(), words)));
     }

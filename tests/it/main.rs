@@ -17,6 +17,7 @@ mod edges;
 mod estimate;
 mod fixtures;
 mod limit;
+mod plan;
 mod prices;
 mod redirect;
 mod reverse;
