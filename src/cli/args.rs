@@ -165,6 +165,9 @@ pub struct ExecArgs {
     /// Globs of models the command may call, with commas
     #[arg(long, value_delimiter = ',', value_name = "GLOBS")]
     pub models: Vec<String>,
+    /// Dollars the command may spend, as 2.50 or 20/day; may be repeated
+    #[arg(long, value_name = "USD[/WINDOW]")]
+    pub budget: Vec<Budget>,
     /// How long the key lives at most, even if sidekey is killed
     #[arg(long, value_parser = duration::parse, default_value = "24h")]
     pub ttl: Duration,

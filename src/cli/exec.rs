@@ -76,6 +76,7 @@ fn wish(args: &ExecArgs, expires: &str) -> Value {
         "models": allowed(&args.models),
         "providers": args.provider,
         "limits": limits,
+        "budgets": args.budget,
         "expires": expires,
         "ephemeral": true,
     })
@@ -85,8 +86,9 @@ fn wish(args: &ExecArgs, expires: &str) -> Value {
 fn summary(usage: &Value) -> String {
     let totals = &usage["totals"];
     let figure = |name: &str| totals["tokens"][name].as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let cost = totals["cost_usd"].as_str().map(|cost| format!(", {cost} USD")).unwrap_or_default();
     format!(
-        "sidekey: {} requests, {} input and {} output tokens",
+        "sidekey: {} requests, {} input and {} output tokens{cost}",
         totals["requests"].as_u64().unwrap_or(0),
         figure("input"),
         figure("output")
@@ -212,6 +214,7 @@ mod tests {
             rpm: Some(5),
             tpm: None,
             models: vec!["gpt-*".to_owned()],
+            budget: Vec::new(),
             ttl: std::time::Duration::from_secs(60),
             provider: vec!["openai".to_owned()],
             user: None,
@@ -266,7 +269,9 @@ mod tests {
 
     #[test]
     fn summaries() {
-        let usage = json!({"totals": {"requests": 3, "tokens": {"input": 10, "output": null}}});
-        assert_eq!(summary(&usage), "sidekey: 3 requests, 10 input and - output tokens");
+        for (cost, want) in [(Value::Null, ""), (json!("0.0021"), ", 0.0021 USD")] {
+            let usage = json!({"totals": {"requests": 3, "tokens": {"input": 10, "output": null}, "cost_usd": cost}});
+            assert_eq!(summary(&usage), format!("sidekey: 3 requests, 10 input and - output tokens{want}"));
+        }
     }
 }

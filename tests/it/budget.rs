@@ -110,3 +110,29 @@ async fn the_next_reservation_is_as_long_as_the_last_answers() {
         assert_eq!(sent.await.unwrap(), 200);
     }
 }
+
+#[tokio::test]
+async fn a_command_spends_no_more_than_it_may() {
+    if !crate::support::netns::is_there("curl") {
+        assert!(std::env::var_os("CI").is_none(), "curl is missing");
+        return eprintln!("SKIPPED: curl is missing; exec --budget was not tried");
+    }
+    let usage = r#"{"model":"gpt-4o-mini","choices":[],"usage":{"prompt_tokens":1000,"completion_tokens":1000}}"#;
+    let provider = Provider::always(Message::json(200, usage)).await;
+    let mut sidekey = Sidekey::start(&Options::new().provider("openai", &provider.url())).await;
+    sidekey.add_provider_key("openai", REAL_KEY).await;
+    let call = r#"for i in 1 2 3; do curl -sS -o /dev/null -w '%{http_code} ' "$OPENAI_BASE_URL/chat/completions" \
+        -H "Authorization: Bearer $OPENAI_API_KEY" -d '{"model":"gpt-4o-mini","max_tokens":1000,"messages":[]}'; done"#;
+    // A request costs 0.15 + 0.60 thousandths of a dollar; the first may, the second no more.
+    let exec = ["exec", "--provider", "openai", "--budget", "0.001", "--", "sh", "-c", call];
+    for daemon in [true, false] {
+        if !daemon {
+            sidekey.stop().await;
+        }
+        let output = sidekey.cli(&exec).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "200 429 429 ", "daemon {daemon}: {said}");
+        let want = "sidekey: 3 requests, 1000 input and 1000 output tokens, 0.00075 USD\n";
+        assert!(said.ends_with(want), "daemon {daemon}: {said}");
+    }
+}
