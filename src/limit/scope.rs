@@ -168,16 +168,17 @@ impl Scope {
         rpm.or(tpm).or(max_in_flight).is_none() && in_force.amounts.is_empty()
     }
 
-    /// True when there is a budget.
+    /// True when there is a budget, and not only in shadow.
     #[must_use]
     pub fn has_budget(&self) -> bool {
-        self.in_force.load().amounts.iter().any(|(terms, _)| terms.measure == Measure::Money)
+        let is_budget = |terms: &Terms| terms.measure == Measure::Money && !terms.shadow;
+        self.in_force.load().amounts.iter().any(|(terms, _)| is_budget(terms))
     }
 
-    /// True when there is a budget or a quota.
+    /// True when there is a budget or a quota, and not only in shadow.
     #[must_use]
     pub fn counts_amounts(&self) -> bool {
-        !self.in_force.load().amounts.is_empty()
+        self.in_force.load().amounts.iter().any(|(terms, _)| !terms.shadow)
     }
 
     /// Requests open.

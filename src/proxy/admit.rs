@@ -11,8 +11,8 @@ use crate::proxy::error::Error;
 use crate::storage::{EntryPlace, Ledger};
 use crate::tally::Wire;
 
-/// Output reserved where the request sets no bound, until answers have shown how long they are: more than most answers have, so that parallel requests seldom
-/// overdraw; settlement returns what was too much.
+/// Output reserved where the request sets no bound, until answers have shown how long they are: more than most have, so
+/// that parallel requests seldom overdraw; settlement returns what was too much.
 const DEFAULT_OUTPUT: u64 = 512;
 
 /// What a request is thought to consume, by what was read of it; nothing for calls that consume nothing.

@@ -151,7 +151,7 @@ impl EntryPlace {
         (noted.tokens, noted.cost_nano_usd) = (estimate, cost_nano_usd);
         let slot = self.slot.take().or_else(|| reservations.take());
         let noted = match &slot {
-            Some(slot) => reservations.note(slot, noted),
+            Some(slot) => self.shared.check_fault().and_then(|()| reservations.note(slot, noted)),
             None => Err(std::io::ErrorKind::QuotaExceeded.into()),
         };
         self.slot = slot;

@@ -78,9 +78,9 @@ pub(super) struct Shared {
     sleeping: AtomicBool,
     urgent: AtomicBool,
     closed: AtomicBool,
-    /// Makes commits fail as a full disk does.
+    /// Makes every write fail so.
     #[cfg(test)]
-    pub(super) disk_full: AtomicBool,
+    pub(super) fault: Mutex<Option<std::io::ErrorKind>>,
 }
 
 impl Shared {
@@ -111,15 +111,15 @@ impl Shared {
             urgent: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             #[cfg(test)]
-            disk_full: AtomicBool::new(false),
+            fault: Mutex::default(),
         }
     }
 
-    /// Where tests make a commit fail; elsewhere it never does.
+    /// Where tests make a write fail; elsewhere it never does.
     pub(super) fn check_fault(&self) -> std::io::Result<()> {
         #[cfg(test)]
-        if self.disk_full.load(Ordering::SeqCst) {
-            return Err(std::io::ErrorKind::StorageFull.into());
+        if let Some(kind) = *self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(kind.into());
         }
         Ok(())
     }

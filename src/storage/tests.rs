@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::process::{Command as Process, Stdio};
 use std::sync::atomic::Ordering;
 
@@ -67,6 +67,10 @@ fn virtual_key(n: u64) -> VirtualKey {
         metadata: BTreeMap::new(),
         version: 0,
     }
+}
+
+fn fail_with(store: &Store, kind: Option<ErrorKind>) {
+    *store.shared.fault.lock().unwrap() = kind;
 }
 
 fn use_up(key: &KeyState, clock: &Clock, tokens: u64) {
@@ -434,14 +438,21 @@ async fn sync_waits_for_the_disk_and_a_full_queue_refuses() {
     let ledger = store.ledger();
     ledger.record_sync(entry(1)).unwrap().await.unwrap();
     assert_eq!(all(&store).await.len(), 1);
-    store.shared.disk_full.store(true, Ordering::SeqCst);
+    fail_with(&store, Some(ErrorKind::StorageFull));
     let refused = (0..10).filter(|n| ledger.record(entry(*n)).is_err()).count();
     assert!(refused >= 7, "{refused}");
     assert_eq!(store.health().dropped, refused as u64);
 }
 
 #[tokio::test]
-async fn a_full_disk_loses_nothing_and_doubles_nothing() {
+async fn a_disk_that_fails_loses_nothing_and_doubles_nothing() {
+    // Full, read-only, and broken (EIO has no kind of its own).
+    for fault in [ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem, ErrorKind::Other] {
+        a_disk_that_fails_with(fault).await;
+    }
+}
+
+async fn a_disk_that_fails_with(fault: ErrorKind) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     let key = store.create_virtual_key(virtual_key(1)).await.unwrap();
@@ -449,7 +460,9 @@ async fn a_full_disk_loses_nothing_and_doubles_nothing() {
         store.ledger().record(entry(n)).unwrap();
     }
     store.ledger().flush().await.unwrap();
-    store.shared.disk_full.store(true, Ordering::SeqCst);
+    fail_with(&store, Some(fault));
+    let estimate = Usage { input: Some(1), ..Usage::default() };
+    assert!(store.ledger().place().note(&entry(1), estimate, None).is_err(), "what cannot be noted says so");
     for n in 50..150 {
         store.ledger().record(entry(n)).unwrap();
     }
@@ -457,7 +470,7 @@ async fn a_full_disk_loses_nothing_and_doubles_nothing() {
     assert!(matches!(store.create_virtual_key(virtual_key(2)).await, Err(StoreError::Unavailable(_))));
     assert!(!store.health().up && store.health().last_error.is_some());
     assert!(store.snapshot().virtual_key(id(1)).is_some(), "requests go on");
-    store.shared.disk_full.store(false, Ordering::SeqCst);
+    fail_with(&store, None);
     while store.ledger().flush().await.is_err() || !store.health().up {
         tokio::task::yield_now().await;
     }
@@ -539,7 +552,7 @@ async fn room_that_was_promised_is_there() {
     let section = StoreSection { queue_capacity: 3, commit_interval_ms: 60_000, ..options(dir.path()).section };
     let store = Store::open(StoreOptions { section, ..options(dir.path()) }).unwrap();
     let ledger = store.ledger();
-    store.shared.disk_full.store(true, Ordering::SeqCst);
+    fail_with(&store, Some(ErrorKind::StorageFull));
     let places: Vec<EntryPlace> = (0..2).map(|_| ledger.promise().unwrap()).collect();
     while ledger.record(entry(9)).is_ok() {}
     assert!(ledger.promise().is_err());
@@ -548,7 +561,7 @@ async fn room_that_was_promised_is_there() {
         assert!(place.is_promised());
         place.record(entry(1)).unwrap();
     }
-    store.shared.disk_full.store(false, Ordering::SeqCst);
+    fail_with(&store, None);
     while ledger.flush().await.is_err() {
         tokio::task::yield_now().await;
     }

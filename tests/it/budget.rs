@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::client::{Client, Request};
+use crate::support::client::{self, Client, Request};
 use crate::support::provider::Provider;
 use crate::support::script::{Framing, Gate, Message};
 use crate::support::sidekey::{Options, REAL_KEY, Sidekey};
@@ -135,4 +135,87 @@ async fn a_command_spends_no_more_than_it_may() {
         let want = "sidekey: 3 requests, 1000 input and 1000 output tokens, 0.00075 USD\n";
         assert!(said.ends_with(want), "daemon {daemon}: {said}");
     }
+}
+
+/// What one answer costs: 40 tokens in and 100 out at $0.15 and $0.60 a million, billionths of a dollar.
+const COST: u64 = 40 * 150 + 100 * 600;
+
+fn nano(usd: &Value) -> u64 {
+    let text = usd.as_str().unwrap_or_else(|| panic!("{usd} is no amount"));
+    let (whole, places) = text.split_once('.').unwrap_or((text, ""));
+    format!("{whole}{places:0<9}").parse().expect("a decimal number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_at_once_at_a_budget_for_fifty() {
+    let usage = json!({"prompt_tokens": 40, "completion_tokens": 100, "total_tokens": 140});
+    let gate = Gate::new();
+    let event = |data: Value| format!("data: {data}\n\n");
+    let begin = event(json!({"model": "gpt-4o-mini", "choices": [{"delta": {"content": "words"}}]}));
+    let end = event(json!({"choices": [], "usage": usage})) + "data: [DONE]\n\n";
+    let provider = Provider::always(Message::sse([begin.as_str()]).gate(&gate).chunk(end)).await;
+    let prices = "[prices.\"openai/gpt-4o-mini\"]\ninput = \"0.15\"\noutput = \"0.60\"";
+    let options = Options::new().provider("openai", &provider.url()).config(prices);
+    let sidekey = Sidekey::start(&options).await;
+    sidekey.add_provider_key("openai", REAL_KEY).await;
+    // Shared by five keys: their team may spend what fifty answers cost.
+    let budget = 50 * COST;
+    let dollars = format!("0.{budget:09}/month");
+    sidekey.ok(&["team", "set", "t1", "--budget", &dollars]).await;
+    let mut keys = vec![];
+    for name in ["a", "b", "c", "d", "e"] {
+        keys.push(sidekey.create_key(&["--name", name, "--team", "t1", "--budget", "1000"]).await);
+    }
+    let body =
+        r#"{"model":"gpt-4o-mini","max_tokens":100,"stream":true,"messages":[{"role":"user","content":"Say hello."}]}"#;
+    let mut clients = tokio::task::JoinSet::new();
+    for n in 0..500 {
+        let (proxy, request) = (sidekey.proxy, Request::post(CHAT, body).bearer(&keys[n % keys.len()].key));
+        clients.spawn(async move { client::send(proxy, &request).await });
+    }
+    // Whoever is refused knows at once; the others wait for us.
+    let mut refused = vec![];
+    let mut answers = vec![];
+    while refused.len() + provider.count() < 500 {
+        let answer = clients.join_next().await.expect("a client").expect("clients do not panic");
+        refused.push(answer);
+    }
+    gate.open();
+    while let Some(answer) = clients.join_next().await {
+        answers.push(answer.expect("clients do not panic"));
+    }
+    let served = answers.iter().filter(|answer| answer.status == 200 && answer.complete).count() as u64;
+    refused.extend(answers.into_iter().filter(|answer| answer.status != 200));
+    for answer in &refused {
+        assert_eq!((answer.status, answer.code().as_str()), (429, "insufficient_quota"), "{}", answer.text());
+        assert_eq!((answer.header("x-should-retry"), answer.header("retry-after")), (Some("false"), None));
+        let text = answer.text();
+        assert!(text.contains("budget of team t1 of $0.0033 per month has no room"), "{text}");
+        assert!(text.contains("it begins anew at"), "{text}");
+    }
+    assert_eq!(served + refused.len() as u64, 500);
+    assert_eq!(provider.count() as u64, served, "a refused request went upstream");
+    let spent = served * COST;
+    let ledger = sidekey.ledger().await;
+    let entries = ledger.iter().filter(|entry| !entry["cost_usd"].is_null());
+    assert_eq!(entries.map(|entry| nano(&entry["cost_usd"])).sum::<u64>(), spent, "the ledger");
+    // What the reservations were too small by is all that it may be too much by.
+    let team: Value = serde_json::from_str(&sidekey.ok(&["team", "show", "t1", "-o", "json"]).await).expect("JSON");
+    let standing = &team["in_force"][0];
+    assert_eq!((nano(&standing["used"]), nano(&standing["reserved"])), (spent, 0), "the budget: {standing}");
+    assert_eq!(nano(&team["spent"]), spent, "the team");
+    let mut of_keys = 0;
+    for key in &keys {
+        let shown: Value =
+            serde_json::from_str(&sidekey.ok(&["key", "show", &key.id, "-o", "json"]).await).expect("JSON");
+        of_keys += nano(&shown["spent"]);
+    }
+    assert_eq!(of_keys, spent, "the keys");
+    let usage: Value = serde_json::from_str(&sidekey.ok(&["usage", "--by", "team", "-o", "json"]).await).expect("JSON");
+    assert_eq!(nano(&usage["totals"]["cost_usd"]), spent, "the usage: {usage}");
+    // 40 tokens were read where fewer were thought to be; the answer's 100 were known.
+    let error = served * 40 * 150;
+    assert!(spent <= budget + error && served >= 50, "{served} served");
+    let told = sidekey.stderr();
+    assert!(told.contains("80 % of the budget per month is used") || told.contains("100 % of the budget"), "{told}");
 }

@@ -1,7 +1,10 @@
 //! What is on disk when an answer has ended, and commands that bring a proxy of their own.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Write;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -161,6 +164,95 @@ async fn whenever_it_is_killed_what_was_served_is_recorded_once() {
     }
     println!("{killed} kills, {served} requests served, {aborted} settled by estimate at a start");
     assert!(aborted >= killed / 4 && served > killed * 5, "{served} served, {aborted} aborted");
+}
+
+/// A file system of its own, of a few megabytes; unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Mounts one at `path` with what was there; `None` where this user may not.
+    fn mount(path: &Path) -> Option<Self> {
+        let aside = path.with_extension("aside");
+        let run = |command: &mut Command| command.status().is_ok_and(|status| status.success());
+        std::fs::rename(path, &aside).expect("a folder of ours");
+        std::fs::create_dir(path).expect("a folder of ours");
+        if !run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs"]).arg(path)) {
+            return None;
+        }
+        let disk = Self(path.to_owned());
+        assert!(run(Command::new("cp").arg("-a").arg(aside.join(".")).arg(path)));
+        Some(disk)
+    }
+
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filler")).expect("room for a name");
+        // Page by page, so that not one is left.
+        while file.write_all(&[7; 4096]).is_ok() {}
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.0.join("filler")).expect("the filler");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_who_must_be_recorded_and_nobody_else() {
+    let gate = Gate::new();
+    let provider = Provider::always(Message::json(200, ANSWER)).await;
+    let mut sidekey = Sidekey::with("openai", &provider.url()).await;
+    let free = sidekey.create_key(&["--name", "free"]).await.key;
+    let budgeted = sidekey.create_key(&["--name", "held", "--quota", "1000000/day"]).await;
+    sidekey.stop().await;
+    let Some(disk) = SmallDisk::mount(&sidekey.data_dir()) else {
+        eprintln!("SKIPPED: 1 test of a full disk, because this user may not mount one");
+        return;
+    };
+    sidekey.restart().await;
+    disk.fill();
+    let (mut served, mut open) = (vec![], vec![]);
+    // More at once than there are places on disk for: whoever is held to something is refused from then on.
+    let request = |key: &str| Request::post(CHAT, BODY).bearer(key);
+    for _ in 0..3 {
+        provider.push(Message::json(200, ANSWER).held_by(&gate));
+        let count = provider.count();
+        let (proxy, request) = (sidekey.proxy, request(&free));
+        open.push(tokio::spawn(async move { client::send(proxy, &request).await }));
+        provider.wait_for_request(count).await;
+    }
+    let refused = sidekey.send(&request(&budgeted.key)).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "overloaded"), "{}", refused.text());
+    assert_eq!(refused.header("x-should-retry"), Some("true"));
+    for _ in 0..20 {
+        let answer = sidekey.send(&request(&free)).await;
+        assert_eq!(answer.status, 200, "others go on: {}", answer.text());
+        served.push(answer.request_id());
+    }
+    gate.open();
+    for task in open {
+        served.push(task.await.unwrap().request_id());
+    }
+    assert!(sidekey.metrics().await.contains("\nsidekey_store_up 0\n"), "it says that it cannot write");
+    disk.empty();
+    // Nobody lends a hand.
+    let recovered = async {
+        while sidekey.send(&request(&budgeted.key)).await.status != 200
+            || !sidekey.metrics().await.contains("\nsidekey_store_up 1\n")
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(client::PATIENCE, recovered).await.expect("it goes on by itself");
+    let ledger = sidekey.ledger().await;
+    let times = |id: &String| ledger.iter().filter(|entry| entry["request_id"] == id.as_str()).count();
+    let times: Vec<usize> = served.iter().map(times).collect();
+    assert!(times.iter().all(|times| *times == 1), "recorded {times:?} times; sidekey said:\n{}", sidekey.stderr());
+    sidekey.stop().await;
 }
 
 #[tokio::test]
