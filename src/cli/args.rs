@@ -359,6 +359,9 @@ pub struct ListArgs {
     /// Only this team's
     #[arg(long)]
     pub team: Option<String>,
+    /// Only this plan's
+    #[arg(long)]
+    pub plan: Option<String>,
 }
 
 /// What a virtual key may do.

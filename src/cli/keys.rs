@@ -19,6 +19,7 @@ const COLUMNS: &[Column<'_>] = &[
     ("STATUS", "/status"),
     ("USER", "/user"),
     ("TEAM", "/team"),
+    ("PLAN", "/plan"),
     ("MODELS", "/models"),
     ("RPM", "/limits/rpm"),
     ("TPM", "/limits/tpm"),
@@ -121,7 +122,7 @@ fn grants(grants: &Grants) -> Map<String, Value> {
 
 async fn list(session: &Session, client: &AdminClient, args: &ListArgs) -> Result<(), Failure> {
     let mut query = String::new();
-    for (name, value) in [("user", &args.user), ("team", &args.team)] {
+    for (name, value) in [("user", &args.user), ("team", &args.team), ("plan", &args.plan)] {
         if let Some(value) = value {
             query.push_str(&format!("&{name}={}", encoded(value)));
         }

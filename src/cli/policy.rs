@@ -69,7 +69,7 @@ pub(super) fn card(record: &Value) -> String {
     text
 }
 
-/// A record whose budgets and quotas are as they are typed, `20/month`, and that has no limits that are none.
+/// A record whose budgets and quotas are as they are typed, `20/month`, and in which what says nothing is null.
 pub(super) fn as_typed(record: &Value) -> Value {
     let mut record = record.clone();
     for (name, value) in record.as_object_mut().into_iter().flatten() {
@@ -80,6 +80,7 @@ pub(super) fn as_typed(record: &Value) -> Value {
                 *value = Value::Null;
             }
             "shared" => *value = as_typed(value),
+            "description" if *value == json!("") => *value = Value::Null,
             _ => {}
         }
     }
@@ -88,7 +89,8 @@ pub(super) fn as_typed(record: &Value) -> Value {
 
 fn typed<T: DeserializeOwned + Display>(amounts: &Value) -> Value {
     match serde_json::from_value::<Vec<T>>(amounts.clone()) {
-        Ok(amounts) => json!(amounts.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        // Commas are inside of each.
+        Ok(amounts) => json!(amounts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         // Of a daemon that knows more than this program.
         Err(_) => amounts.clone(),
     }
@@ -143,7 +145,11 @@ mod tests {
     fn records_for_people() {
         let record = json!({
             "name": "free", "limits": {"rpm": null},
-            "budgets": [{"usd": "20", "per": "month", "time_zone": "Europe/Berlin", "alert_at": [80, 100], "shadow": true}],
+            "budgets": [
+                {"usd": "20", "per": "month", "time_zone": "Europe/Berlin", "alert_at": [80, 100], "shadow": true},
+                {"usd": "1", "per": "day"},
+            ],
+            "description": "",
             "shared": {"limits": {"rpm": 5}, "quotas": [{"tokens": 7, "per": "day", "counts": "input"}]},
             "in_force": [{"scope": "plan", "scope_id": "free", "limit": "rpm", "value": 5, "used": 1, "reserved": 0,
                 "remaining": 4, "resets": null, "shadow": false}],
@@ -154,7 +160,8 @@ mod tests {
         let want = [
             &["name", "free"][..],
             &["limits", "-"],
-            &["budgets", "20/month,zone=Europe/Berlin,shadow"],
+            &["budgets", "20/month,zone=Europe/Berlin,shadow", "1/day"],
+            &["description", "-"],
             &["shared", "limits=rpm=5", "quotas=7/day,counts=input"],
             &["spent", "0"],
             &[],

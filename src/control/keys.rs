@@ -68,6 +68,7 @@ pub(super) struct Wish {
 pub(super) struct ListQuery {
     user: Option<String>,
     team: Option<String>,
+    plan: Option<String>,
     name: Option<String>,
     limit: Option<usize>,
     cursor: Option<KeyId>,
@@ -83,6 +84,7 @@ pub(super) async fn list(
             |said: &Option<String>, value: Option<&str>| said.as_deref().is_none_or(|said| Some(said) == value);
         matches(&query.user, key.record.user.as_deref())
             && matches(&query.team, key.record.team.as_deref())
+            && matches(&query.plan, key.record.plan.as_deref())
             && matches(&query.name, Some(&key.record.name))
     };
     let mut keys: Vec<&Arc<KeyState>> = snapshot.virtual_keys().filter(wanted).collect();
@@ -327,7 +329,7 @@ impl Wish {
         }
         if let Some(plan) = flat(&self.plan).filter(|plan| state.store.snapshot().named::<Plan>(plan).is_none()) {
             let problem = Problem::invalid("plan", format!("there is no plan {plan:?}"));
-            return Err(problem.fix("make it first: sidekey plan create --name"));
+            return Err(problem.fix(format!("make it first: sidekey plan create --name {plan:?}")));
         }
         set(&mut record.user, &self.user);
         set(&mut record.team, &self.team);

@@ -531,9 +531,12 @@ async fn a_plan_is_made_shown_changed_and_removed() {
     assert_eq!(api.post("/api/plans", json!({"name": "free / trial"})).await.status, 409);
 
     // A key on it is held to it, at once and after each change.
+    api.post("/api/keys", json!({"name": "free of it"})).await;
     let key = api.post("/api/keys", json!({"name": "app", "plan": "free / trial"})).await.body["key_data"].clone();
     let rpm = |key: &Value| key["in_force"].as_array().unwrap().iter().find(|limit| limit["limit"] == "rpm").cloned();
     assert_eq!(rpm(&key).unwrap()["value"], 5);
+    let on_it = api.get("/api/keys?plan=free%20%2F%20trial").await.body["keys"].clone();
+    assert_eq!(on_it, json!([key]));
     let key = format!("/api/keys/{}", id_of(&key));
     let changed = api.patch(path, json!({"limits": {"rpm": 7}, "models": null, "shared": null}), Some("\"1\"")).await;
     assert_eq!((changed.status, changed.etag.as_deref()), (200, Some("\"2\"")), "{}", changed.text);

@@ -25,6 +25,11 @@ pub(super) fn estimate(wire: Wire, input: u64, asked: &Asked, caller: &Caller, m
     Consumption::tokens(input, output)
 }
 
+/// What is reserved for a session: what it will consume shows only as it goes; one token, so that a debt keeps it out.
+pub(super) fn session() -> Consumption {
+    Consumption::tokens(1, 0)
+}
+
 /// The estimate with what it costs.
 ///
 /// # Errors

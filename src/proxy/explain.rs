@@ -20,27 +20,28 @@ use crate::proxy::select::{self, Candidate};
 use crate::storage::{ProviderKeyState, Store};
 use crate::virtual_key::VirtualKey;
 
-/// Requests of each dialect, those first that its clients send most. What consumes tokens is here; of the rest the
+/// Requests of each dialect, those first that its clients send most. What consumes something is here; of the rest the
 /// endpoint says enough.
-const SAMPLES: [&str; 18] = [
-    "/v1/chat/completions",
-    "/v1/messages",
-    "/v1beta/models/m:generateContent",
-    "/model/m/converse",
-    "/v2/chat",
-    "/api/chat",
-    "/v1/responses",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1beta/models/m:embedContent",
-    "/v2/embed",
-    "/api/embed",
-    "/api/generate",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/v1/images/generations",
-    "/v1/audio/transcriptions",
-    "/v1/audio/speech",
+const SAMPLES: [(Method, &str); 19] = [
+    (Method::POST, "/v1/chat/completions"),
+    (Method::POST, "/v1/messages"),
+    (Method::POST, "/v1beta/models/m:generateContent"),
+    (Method::POST, "/model/m/converse"),
+    (Method::POST, "/v2/chat"),
+    (Method::POST, "/api/chat"),
+    (Method::POST, "/v1/responses"),
+    (Method::POST, "/v1/completions"),
+    (Method::POST, "/v1/embeddings"),
+    (Method::POST, "/v1beta/models/m:embedContent"),
+    (Method::POST, "/v2/embed"),
+    (Method::POST, "/api/embed"),
+    (Method::POST, "/api/generate"),
+    (Method::POST, "/v1/rerank"),
+    (Method::POST, "/v2/rerank"),
+    (Method::POST, "/v1/images/generations"),
+    (Method::POST, "/v1/audio/transcriptions"),
+    (Method::POST, "/v1/audio/speech"),
+    (Method::GET, "/v1/realtime"),
 ];
 
 /// Says what would become of the request now, and why. Charges nothing and tells nobody.
@@ -74,7 +75,10 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
         why.note(select::permit(&question.key, &upstream.id, &call, model));
         let candidates = why.note(select::select(&snapshot, &upstream, &caller, model)).unwrap_or_default();
         explanation.provider_keys = candidates.into_iter().filter_map(paying).collect();
-        let need = admit::estimate(call.wire, question.input_tokens, &asked, &caller, model);
+        let need = match call.endpoint {
+            Endpoint::Realtime => admit::session(),
+            _ => admit::estimate(call.wire, question.input_tokens, &asked, &caller, model),
+        };
         let price = admit::price(need, call.wire, &caller, (&upstream.id, model), snapshot.prices());
         explanation.need = why.note(price).unwrap_or(need);
         explanation.priced = model.is_some_and(|model| snapshot.prices().resolve(&upstream.id, model).is_some());
@@ -108,9 +112,11 @@ fn upstream(registry: &Registry, question: &Question) -> Result<Arc<Upstream>, E
     let found = match &question.provider {
         Some(name) => registry.lookup(name).cloned().map_err(|why| why.to_string()),
         None => {
-            let fits =
-                |path: &&&str| question.endpoint.is_none_or(|endpoint| bare_endpoint(registry, path) == Some(endpoint));
-            let path = SAMPLES.iter().find(fits).unwrap_or(&SAMPLES[0]);
+            let reads = |(method, path): &&(Method, &str)| {
+                registry.bare_dialect(path).map(|dialect| dialect.classify(method, path).endpoint)
+            };
+            let asks = |sample: &&(Method, &str)| question.endpoint.is_none_or(|wanted| reads(sample) == Some(wanted));
+            let (_, path) = SAMPLES.iter().find(asks).unwrap_or(&SAMPLES[0]);
             let bare = registry.bare(path, question.model.as_deref());
             bare.map(|bare| bare.upstream).ok_or_else(|| format!("no provider at {path:?}"))
         }
@@ -121,14 +127,10 @@ fn upstream(registry: &Registry, question: &Question) -> Result<Arc<Upstream>, E
     })
 }
 
-fn bare_endpoint(registry: &Registry, path: &str) -> Option<Endpoint> {
-    Some(registry.bare_dialect(path)?.classify(&Method::POST, path).endpoint)
-}
-
 /// The request as this provider reads it.
 fn call(upstream: &Upstream, question: &Question) -> Call<'static> {
     let dialect = upstream.dialect;
-    let read = |path: &&'static str| dialect.classify(&Method::POST, path);
+    let read = |(method, path): &(Method, &'static str)| dialect.classify(method, path);
     let fits = |call: &Call<'_>| match question.endpoint {
         Some(endpoint) => call.endpoint == endpoint,
         None => call.wire.has_output() && call.speaks.name() == dialect.name(),
@@ -153,5 +155,110 @@ fn paying(candidate: Candidate) -> Option<(Arc<ProviderKeyState>, KeySource)> {
     match candidate {
         Candidate::Key { state, source, .. } => Some((state, source)),
         Candidate::Keyless | Candidate::Own => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::id::KeyId;
+    use crate::metrics::Metrics;
+    use crate::storage::{MasterKeyInputs, StoreOptions, StoreSection};
+    use crate::virtual_key::Digest;
+
+    /// A store with one key that may do everything.
+    async fn store(dir: &std::path::Path) -> (Store, Question) {
+        let options = StoreOptions {
+            dir: dir.to_owned(),
+            create: true,
+            master: MasterKeyInputs::default(),
+            environment_keys: Vec::new(),
+            section: StoreSection::default(),
+            clock: Clock::manual(1_700_000_000_000),
+            metrics: Metrics::default(),
+            prices: Default::default(),
+        };
+        let store = Store::open(options).unwrap();
+        let digest: Digest = store.snapshot().digest_key().digest("k");
+        let record = serde_json::json!({
+            "id": KeyId::from_bytes([1; 8]), "name": "app", "digest": digest, "prefix": "sk-side", "created_ms": 0,
+            "limits": {"rpm": 2},
+        });
+        let key = store.create_virtual_key(serde_json::from_value(record).unwrap()).await.unwrap();
+        let question =
+            Question { key, model: None, provider: None, endpoint: None, input_tokens: 100, max_tokens: Some(20) };
+        (store, question)
+    }
+
+    #[tokio::test]
+    async fn whom_it_leads_to_and_what_it_takes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, question) = store(directory.path()).await;
+        let (registry, clock) = (Registry::build(&BTreeMap::new(), None).unwrap(), Clock::manual(1_700_000_000_000));
+        for (provider, model, endpoint, to, asks, tokens) in [
+            (None, Some("gpt-4o-mini"), None, "openai", Endpoint::Chat, 120),
+            (None, Some("claude-3-5-haiku-20241022"), None, "anthropic", Endpoint::Messages, 120),
+            (None, Some("gemini-2.0-flash"), None, "gemini", Endpoint::Generate, 120),
+            (None, None, None, "openai", Endpoint::Chat, 120),
+            (None, Some("text-embedding-3-small"), Some(Endpoint::Embeddings), "openai", Endpoint::Embeddings, 100),
+            (None, None, Some(Endpoint::Messages), "anthropic", Endpoint::Messages, 120),
+            (Some("aws"), Some("amazon.nova-lite-v1:0"), None, "bedrock", Endpoint::Chat, 120),
+            (Some("cohere"), Some("command-r"), None, "cohere", Endpoint::Chat, 120),
+            (Some("ollama"), Some("llama3"), Some(Endpoint::Generate), "ollama", Endpoint::Generate, 120),
+            (Some("openai"), Some("gpt-realtime"), Some(Endpoint::Realtime), "openai", Endpoint::Realtime, 1),
+            (Some("openai"), None, Some(Endpoint::Files), "openai", Endpoint::Files, 0),
+            (Some("anthropic"), None, Some(Endpoint::CountTokens), "anthropic", Endpoint::CountTokens, 0),
+        ] {
+            let question = Question {
+                model: model.map(str::to_owned),
+                provider: provider.map(str::to_owned),
+                endpoint,
+                ..question.clone()
+            };
+            let got = explain(&store, &registry, &clock, &question);
+            let upstream = got.upstream.map(|upstream| upstream.id.to_string());
+            let name = format!("{provider:?} {model:?} {endpoint:?}");
+            assert_eq!((upstream.as_deref(), got.endpoint, got.need.total), (Some(to), Some(asks), tokens), "{name}");
+            assert_eq!(got.model.as_deref(), model, "{name}");
+            // There is no provider key, and ollama wants none.
+            let code = got.refusal.as_ref().map(|(_, refusal)| refusal.kind.code());
+            assert_eq!(code, (to != "ollama").then_some("no_provider_key"), "{name}");
+        }
+        for provider in ["nobody", "databricks"] {
+            let question = Question { provider: Some(provider.to_owned()), ..question.clone() };
+            let got = explain(&store, &registry, &clock, &question);
+            assert_eq!(got.refusal.map(|(_, refusal)| refusal.kind.code()), Some("not_found"), "{provider}");
+        }
+        store.close();
+    }
+
+    #[tokio::test]
+    async fn asking_takes_nothing_and_goes_on_behind_the_first_refusal() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, question) = store(directory.path()).await;
+        let (registry, clock) = (Registry::build(&BTreeMap::new(), None).unwrap(), Clock::manual(1_700_000_000_000));
+        let question = Question { provider: Some("ollama".to_owned()), model: Some("m".to_owned()), ..question };
+        for _ in 0..5 {
+            let got = explain(&store, &registry, &clock, &question);
+            assert!(got.refusal.is_none());
+            assert_eq!((got.limits.len(), got.limits[0].used, got.limits[0].value), (1, 0, 2));
+        }
+        let record = VirtualKey {
+            status: crate::virtual_key::Status::Disabled,
+            models: vec!["other".to_owned()],
+            ..question.key.record.clone()
+        };
+        let key = store.update_virtual_key(record, 1).await.unwrap();
+        let at = Moment::of(&clock);
+        let full = [(); 2].map(|()| Permit::reserve(&key.scopes, at, Consumption::default()).unwrap());
+        let got = explain(&store, &registry, &clock, &Question { key, ..question });
+        let (status, refusal) = got.refusal.unwrap();
+        assert_eq!((status.as_u16(), refusal.kind.code()), (403, "permission_denied"), "the first is what is told");
+        assert!(got.rejection.is_some() && got.upstream.is_some());
+        assert!(got.limits[0].refusal.is_some(), "and the rest is told too");
+        drop(full);
+        store.close();
     }
 }

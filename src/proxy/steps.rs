@@ -12,7 +12,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::clock::Nanos;
 use crate::entry::{Entry, Outcome};
 use crate::id::{KeySource, is_name};
-use crate::limit::{Consumption, Moment, RateHeaders};
+use crate::limit::{Moment, RateHeaders};
 use crate::provider::{Asked, Call, Upstream, check_path};
 use crate::proxy::authenticate::{Caller, Door, authenticate};
 use crate::proxy::error::Error;
@@ -159,8 +159,7 @@ impl Proxy {
     /// Reserves what the request is thought to need, and room for its entry.
     fn admit(&self, at: Moment, selected: Box<Selected>, trail: &mut Trail) -> Result<Admitted, Error> {
         let estimate = match selected.upgrade {
-            // What a session will consume shows only as it goes; one token, so that a debt keeps it out.
-            Some(_) => Consumption::tokens(1, 0),
+            Some(_) => admit::session(),
             None => {
                 let Selected { call, input_estimate, asked, caller, .. } = &*selected;
                 admit::estimate(call.wire, *input_estimate, asked, caller, call.model(asked))
