@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::cli::plan_args::{OwnerCommand, PlanCommand};
+use crate::cli::price_args::PricesCommand;
 use crate::id::{KeyId, Owner};
 use crate::policy::{Budget, Counts, Otherwise, Quota};
 use crate::storage::Dimension;
@@ -84,6 +85,9 @@ pub enum Command {
     /// Plans: what keys may do, changed in one place
     #[command(subcommand)]
     Plan(PlanCommand),
+    /// Prices: what models cost
+    #[command(subcommand)]
+    Prices(PricesCommand),
     /// Providers: who can be called
     #[command(subcommand)]
     Provider(ProviderCommand),
@@ -738,6 +742,10 @@ mod tests {
             "team ls",
             "alerts --limit 5",
             "explain --key app --model gpt-4o --provider openai --input-tokens 1000 --max-tokens 500",
+            "prices list --provider openai --model gpt-4o* --layer store",
+            "prices set openai/gpt-4o input=2.5 output=10 batch.input=1.25 above.200000.input=5",
+            "prices explain gpt-4o --provider openai --input-tokens 1000 --output-tokens 10",
+            "prices import -",
             "provider-key rotate main --stdin --no-test",
             "provider-key test --all",
             "config explain listen.proxy",

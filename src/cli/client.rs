@@ -73,6 +73,14 @@ impl AdminClient {
         self.call(Method::PATCH, path, Some(body), etag).await
     }
 
+    /// PUT with a JSON body.
+    ///
+    /// # Errors
+    /// When the API refuses or does not answer.
+    pub async fn put(&self, path: &str, body: &Value) -> Result<Answer, Failure> {
+        self.call(Method::PUT, path, Some(body), None).await
+    }
+
     /// DELETE.
     ///
     /// # Errors

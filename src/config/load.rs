@@ -341,9 +341,14 @@ mod tests {
                 "sidekey.toml:1:9: \"gpt-4o\" names no model: write provider/model, as in \"openai/gpt-4o\", or \"*/model\" for every provider",
             ),
             (
+                "a price of no provider",
+                "[prices.\"opnai/gpt-4o\"]\ninput = \"1\"",
+                "sidekey.toml:2:1: prices.opnai/gpt-4o: there is no provider \"opnai\"; did you mean \"openai\"?",
+            ),
+            (
                 "the price of none",
-                "[prices]\n\"a/b\" = { same_as = \"a/c\" }",
-                "sidekey.toml:2:11: prices.a/b: there is no price of a/c",
+                "[prices]\n\"openai/b\" = { same_as = \"a/c\" }",
+                "sidekey.toml:2:16: prices.openai/b: there is no price of a/c",
             ),
             (
                 "ports",

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::pricing::{Listing, Overlay, PriceTable, Prices};
+use crate::pricing::{ANY, Listing, Overlay, PriceName, PriceTable, Prices};
 use crate::provider::{ConfigFault, ProviderSection, Registry};
 use crate::proxy::section::ProxySection;
 use crate::storage::StoreSection;
@@ -170,8 +170,13 @@ impl Config {
         faults
     }
 
-    /// Prices that are the same as one that there is not.
+    /// Prices of providers that there are not, or that are the same as one that there is not.
     fn unknown_prices(&self, registry: &Registry) -> Vec<Wrong> {
+        for name in self.prices.keys().filter(|name| &*name.provider != ANY) {
+            if let Err(unknown) = registry.id_of(&name.provider) {
+                return vec![wrong(&[&format!("prices.{name}")], unknown.to_string())];
+            }
+        }
         let table = self.prices(registry);
         let same = self.prices.iter().filter_map(|(name, price)| Some((name, price.same_as.as_ref()?)));
         let unknown = same.filter(|(name, _)| table.resolve(&name.provider, &name.model).is_none());
@@ -186,7 +191,13 @@ impl Config {
             let listed_as = upstream.vendor().map(Into::into);
             (upstream.id.to_string(), Listing { listed_as, region: upstream.region().map(Into::into) })
         });
-        PriceTable::new(Overlay::hashed("config", self.prices.clone()), listings)
+        // By its id, where the operator wrote an alias.
+        let id = |name: PriceName| match registry.id_of(&name.provider) {
+            Ok(id) => PriceName { provider: (&*id).into(), ..name },
+            Err(_) => name,
+        };
+        let prices: Prices = self.prices.clone().into_iter().map(|(name, price)| (id(name), price)).collect();
+        PriceTable::new(Overlay::hashed("config", prices), listings)
     }
 
     /// The providers in force.

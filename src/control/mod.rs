@@ -14,6 +14,9 @@
 //! | `/api/plans/{name}` | GET, PATCH, DELETE |
 //! | `/api/users`, `/api/teams` | GET list |
 //! | `/api/users/{id}`, `/api/teams/{id}` | GET, PATCH create or change, DELETE |
+//! | `/api/prices?provider=&model=&layer=` | GET list, POST import |
+//! | `/api/prices/{provider}/{model}` | GET, PUT, DELETE |
+//! | `/api/prices/explain?model=&provider=` | GET |
 //! | `/api/providers`, `/api/providers/{id}` | GET |
 //! | `/api/provider-keys` | GET list, POST add |
 //! | `/api/provider-keys/{id}` | GET, PATCH, DELETE |
@@ -33,6 +36,7 @@ mod keys;
 mod owners;
 mod plans;
 pub mod policy;
+mod prices;
 pub mod problem;
 mod provider_keys;
 pub mod socket;
@@ -107,6 +111,9 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/plans/{name}", get(plans::show).patch(plans::update).delete(plans::delete))
         .merge(owners::routes("/api/users", ScopeId::User))
         .merge(owners::routes("/api/teams", ScopeId::Team))
+        .route("/api/prices", get(prices::list).post(prices::import))
+        .route("/api/prices/explain", get(prices::explain))
+        .route("/api/prices/{*name}", get(prices::show).put(prices::put).delete(prices::delete))
         .route("/api/providers", get(status::providers))
         .route("/api/providers/{id}", get(status::provider))
         .route("/api/provider-keys", get(provider_keys::list).post(provider_keys::add))

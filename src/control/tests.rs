@@ -711,3 +711,82 @@ async fn what_would_become_of_a_request() {
         assert_eq!((refused.status, refused.body["field"].as_str()), (status, field), "{query}: {}", refused.text);
     }
 }
+
+#[tokio::test]
+async fn prices_are_set_asked_for_and_taken_back() {
+    let api = Api::new(KeysSection::default());
+    let put = async |path: &str, body: Value, etag: Option<&str>| api.ask(Method::PUT, path, Some(body), etag).await;
+    let path = "/api/prices/openai/gpt-4o";
+    let listed = api.get(path).await;
+    assert_eq!((listed.status, listed.etag.as_deref()), (200, None), "{}", listed.text);
+    assert_eq!((&listed.body["layer"], &listed.body["price"]["input"]), (&json!("built-in"), &json!("2.5")));
+
+    let made = put(path, json!({"input": "2", "output": "8.50"}), None).await;
+    assert_eq!((made.status, made.etag.as_deref()), (201, Some("\"1\"")), "{}", made.text);
+    let want = json!({
+        "name": "openai/gpt-4o", "layer": "store", "price_version": "store 2023-11-14T22:13:20.000Z",
+        "price": {"input": "2", "output": "8.5"},
+    });
+    assert_eq!(made.body, want);
+    assert_eq!(api.get(path).await.body, want);
+    assert_eq!(put(path, json!({"input": "3"}), Some("\"7\"")).await.status, 412);
+    assert_eq!(put(path, json!({"input": "3"}), Some("\"1\"")).await.status, 200);
+
+    let told = api.get("/api/prices/explain?model=openai/gpt-4o-2024-08-06&input_tokens=1000").await.body;
+    assert_eq!((&told["found"]["name"], &told["found"]["spelling"]), (&json!("openai/gpt-4o"), &json!("without_date")));
+    assert_eq!((&told["cost_usd"], &told["found"]["price_version"]), (&json!("0.003"), &want["price_version"]));
+    assert_eq!(told["tried"][0], json!({"model": "gpt-4o-2024-08-06", "spelling": "exact", "layers": ["built-in"]}));
+    let told = api.get("/api/prices/explain?model=gpt-4o").await.body;
+    assert_eq!(
+        (&told["provider"], &told["found"]["layer"], &told["cost_usd"]),
+        (&json!("openai"), &json!("store"), &Value::Null)
+    );
+
+    let imported = json!({"prices": {"azure/house": {"same_as": "openai/gpt-4o"}, "nobody/here": {"input": "1"}}});
+    let done = api.post("/api/prices", imported).await;
+    assert_eq!((done.status, &done.body), (200, &json!({"imported": 2})));
+    let own = api.get("/api/prices?layer=store").await.body;
+    let names: Vec<&str> = own["prices"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["azure-openai/house", "nobody/here", "openai/gpt-4o"]);
+    let some = api.get("/api/prices?provider=openai&model=gpt-4o-20*&limit=2").await.body;
+    let names: Vec<&str> = some["prices"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["openai/gpt-4o-2024-05-13", "openai/gpt-4o-2024-08-06"]);
+    assert_eq!(some["next_cursor"], "openai/gpt-4o-2024-08-06");
+
+    assert_eq!(api.ask(Method::DELETE, path, None, None).await.status, 204);
+    assert_eq!(api.get(path).await.body, listed.body);
+    for (method, path, body, status, want) in [
+        (Method::DELETE, path, None, 404, "the price of openai/gpt-4o is from the built-in table, and is not set here"),
+        (Method::GET, "/api/prices/openai/none", None, 404, "there is no price of openai/none"),
+        (
+            Method::GET,
+            "/api/prices/opnai/gpt-4o",
+            None,
+            422,
+            "there is no provider \"opnai\"; did you mean \"openai\"?",
+        ),
+        (Method::GET, "/api/prices/gpt-4o", None, 422, "\"gpt-4o\" names no model"),
+        (Method::PUT, path, Some(json!({"input": 0.1})), 400, "a price is exact: write it as text, \"0.1\""),
+        (Method::PUT, path, Some(json!({})), 400, "says no rate"),
+        (
+            Method::PUT,
+            path,
+            Some(json!({"same_as": "openai/none"})),
+            422,
+            "openai/gpt-4o: there is no price of openai/none",
+        ),
+        (
+            Method::PUT,
+            path,
+            Some(json!({"same_as": "openai/gpt-4o"})),
+            422,
+            "openai/gpt-4o: there is no price of openai/gpt-4o",
+        ),
+        (Method::GET, "/api/prices/explain?model=made-up", None, 422, "is missing: \"made-up\" alone does not tell it"),
+        (Method::POST, "/api/prices", Some(json!({"prices": {"x": {"input": "1"}}})), 400, "\"x\" names no model"),
+    ] {
+        let answer = api.ask(method, path, body, None).await;
+        let detail = answer.body["detail"].as_str().unwrap_or_default();
+        assert!(answer.status == status && detail.starts_with(want), "{path}: {} {detail}", answer.status);
+    }
+}

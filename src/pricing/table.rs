@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::built_in::built_in;
 use super::memo::Memo;
@@ -20,7 +20,7 @@ use super::{Price, PriceName, Prices, Spelling};
 const CHAIN_MAX: usize = 4;
 
 /// Where a price was said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Layer {
     /// In the store: `sidekey prices set`.
     #[serde(rename = "store")]

@@ -176,6 +176,19 @@ impl Registry {
         self.all.iter()
     }
 
+    /// The id of a provider by its id or alias, whether or not it can be called.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn id_of(&self, name: &str) -> Result<Arc<str>, NoProvider> {
+        match self.lookup(name) {
+            Ok(upstream) => Ok(Arc::clone(&upstream.id)),
+            Err(NoProvider::Disabled(id)) => Ok(id.into()),
+            Err(NoProvider::NeedsBaseUrl { id, .. }) => Ok(id.into()),
+            Err(unknown @ NoProvider::Unknown { .. }) => Err(unknown),
+        }
+    }
+
     /// The provider of this id or alias, unless it is switched off.
     #[must_use]
     pub fn by_id(&self, name: &str) -> Option<&Arc<Upstream>> {

@@ -342,6 +342,29 @@ impl Store {
         }
     }
 
+    /// Adds or replaces many named records, whatever was there. The writer commits those that wait for it together; of more
+    /// than it takes at once, and when it fails in between, the first are written.
+    ///
+    /// # Errors
+    /// As [`Store::put_named`].
+    pub async fn put_all_named<T: Named>(&self, records: Vec<T>) -> Result<(), StoreError> {
+        let records: Vec<Record> = records.into_iter().map(Record::new).collect::<Result<_, _>>()?;
+        let mut records = records.into_iter().peekable();
+        while records.peek().is_some() {
+            let mut written = Vec::new();
+            // Others must get a word in.
+            for record in records.by_ref().take(COMMANDS_MAX / 2) {
+                let (reply, done) = oneshot::channel();
+                self.shared.command(Command::Change(Box::new(Request::PutNamed(record, None)), reply))?;
+                written.push(done);
+            }
+            for done in written {
+                done.await.map_err(|_| StoreError::Closed)??;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes a named record, if `expected` is given only at this version.
     ///
     /// # Errors

@@ -207,13 +207,10 @@ async fn prices_set_here_lie_over_the_others() {
     let store = Store::open(options()).unwrap();
     assert_eq!(resolve(&store, "a"), Some((Layer::Config, 1_000)));
     // Many at once are one commit, and one new table.
-    let names: Vec<String> = (0..500).map(|n| format!("openai/many-{n}")).collect();
-    let changes = names.iter().map(|name| store.put_named(record(name, r#"{"input":"5"}"#), None));
-    for done in futures_util::future::join_all(changes).await {
-        done.unwrap();
-    }
+    let many = (0..1500).map(|n| record(&format!("openai/many-{n}"), r#"{"input":"5"}"#)).collect();
+    store.put_all_named::<PriceRecord>(many).await.unwrap();
     store.put_named(record("openai/a", r#"{"input":"3"}"#), None).await.unwrap();
-    let seen = |store: &Store| [resolve(store, "a"), resolve(store, "b"), resolve(store, "many-499")];
+    let seen = |store: &Store| [resolve(store, "a"), resolve(store, "b"), resolve(store, "many-1499")];
     let want = [Some((Layer::Store, 3_000)), Some((Layer::Config, 2_000)), Some((Layer::Store, 5_000))];
     assert_eq!(seen(&store), want);
     drop(store);

@@ -189,3 +189,64 @@ async fn many_streams_at_a_budget_for_a_few() {
         "{budget}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prices_are_set_while_requests_go_by() {
+    let provider = provider().await;
+    let mut sidekey = Sidekey::with("openai", &provider.url()).await;
+    let key = sidekey.create_key(&["--budget", "1"]).await;
+    let cost = async |sidekey: &Sidekey, model: &str| {
+        let answer = sidekey.send(&chat(&key.key, model)).await;
+        if answer.status == 403 {
+            return "refused".to_owned();
+        }
+        sidekey.entry(&answer.request_id()).await["cost_usd"].as_str().expect("a cost").to_owned()
+    };
+    assert_eq!(cost(&sidekey, "house").await, "refused");
+    sidekey.ok(&["prices", "set", "openai/house", "input=1", "output=2", "per_request=0.001"]).await;
+    assert_eq!(cost(&sidekey, "house").await, "0.00116");
+    sidekey.ok(&["prices", "set", "openai/gpt-4o-mini", "same_as=openai/house"]).await;
+    // What is set goes before the list, also for the dated versions that the list has.
+    assert_eq!(cost(&sidekey, "gpt-4o-mini-2024-07-18").await, "0.00116");
+
+    // What is printed can be read back, over a restart and after all was taken back.
+    let printed = sidekey.ok(&["prices", "list", "--layer", "store", "-o", "json"]).await;
+    let file = sidekey.folder().join("prices.json");
+    std::fs::write(&file, printed).expect("a writable folder");
+    for name in ["openai/house", "openai/gpt-4o-mini"] {
+        sidekey.ok(&["prices", "delete", name]).await;
+    }
+    assert_eq!(
+        (cost(&sidekey, "gpt-4o-mini").await.as_str(), &*cost(&sidekey, "house").await),
+        ("0.000042", "refused")
+    );
+    let said = sidekey.ok(&["prices", "import", &file.to_string_lossy()]).await;
+    assert_eq!(said, "imported 2 prices\n");
+    sidekey.stop().await;
+    sidekey.restart().await;
+    assert_eq!((cost(&sidekey, "gpt-4o-mini").await.as_str(), &*cost(&sidekey, "house").await), ("0.00116", "0.00116"));
+
+    let told = sidekey.ok(&["prices", "explain", "house", "--provider", "openai", "--input-tokens", "1000000"]).await;
+    assert!(told.contains("costs $1.001\n") && told.contains("openai/house"), "{told}");
+    let wrong = sidekey.cli(&["prices", "set", "openai/house", "inptu=1"]).await;
+    assert_eq!(wrong.status.code(), Some(2), "{}", String::from_utf8_lossy(&wrong.stderr));
+    let wrong = sidekey.cli(&["prices", "show", "opnai/house"]).await;
+    assert_eq!(wrong.status.code(), Some(5), "{}", String::from_utf8_lossy(&wrong.stderr));
+}
+
+/// A published list, if one lies beside the recorded traffic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_published_list_is_imported_whole() {
+    let Some(list) = crate::transcripts::folder().map(|folder| folder.join("../prices.json")) else { return };
+    let sidekey = Sidekey::with("openai", "http://127.0.0.1:9").await;
+    let said = sidekey.ok(&["prices", "import", &list.to_string_lossy()]).await;
+    let count: usize = said.split(' ').nth(1).and_then(|count| count.parse().ok()).expect("a count");
+    assert!(count > 2_000, "{said}");
+    let set = sidekey.ok(&["prices", "list", "--layer", "store", "-o", "jsonl"]).await;
+    assert_eq!(set.lines().count(), count);
+    // The program has the same list.
+    let own = sidekey.ok(&["prices", "list", "--layer", "built-in", "-o", "jsonl"]).await;
+    assert_eq!(own, "", "every price of the program is set now");
+    let explained = sidekey.ok(&["prices", "explain", "openai/gpt-4o", "-o", "json"]).await;
+    assert!(explained.contains("\"layer\": \"store\""), "{explained}");
+}
