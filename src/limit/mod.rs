@@ -29,7 +29,9 @@ mod outputs;
 mod permit;
 mod rate;
 mod refused;
+mod report;
 mod scope;
+mod unknown;
 mod watch;
 mod window;
 
@@ -41,7 +43,9 @@ pub use amount::{Consumption, Measure, SavedAmount};
 pub use outputs::Outputs;
 pub use permit::Permit;
 pub use refused::{Kind, Refused};
-pub use scope::{Report, Scope, Unknown};
+pub use report::Report;
+pub use scope::Scope;
+pub use unknown::Unknown;
 pub use watch::Watch;
 
 /// When a request is decided on: rates refill by the monotonic clock, windows begin and end by the wall's.

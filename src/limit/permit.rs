@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::amount::{Consumption, Held};
-use super::scope::{Report, Scope, Settlement};
+use super::report::Report;
+use super::scope::{Scope, Settlement};
 use super::{Moment, Refused};
 use crate::clock::Nanos;
 use crate::id::ScopeId;

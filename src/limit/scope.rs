@@ -1,28 +1,25 @@
 //! [`Scope`]: the run-time state of what one key, user, team, plan or provider key may use.
 //!
-//! Owns taking from all of its limits or from none, and what is said of them; leaves the arithmetic to `rate` and
-//! `amount`, and several scopes at once to [`super::Permit`].
+//! Owns taking from all of its limits or from none, and what outlives the process; leaves the arithmetic to `rate` and
+//! `amount`, what is said of them to `report`, and several scopes at once to [`super::Permit`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use crate::clock::Nanos;
 use crate::id::ScopeId;
-use crate::policy::{Counts, Limits, Per, Policy, Shadow};
+use crate::policy::{Limits, Policy, Shadow};
 
-use super::amount::{Amount, Consumption, Held, Measure, SavedAmount, Standing, Terms};
+use super::amount::{Amount, Consumption, Held, Measure, SavedAmount, Terms};
 use super::in_flight::InFlight;
 use super::permit::Hold;
-use super::rate::{Cell, MAX_DEBT_MINUTES, Rate, Wait};
-use super::refused::{Kind, Refused};
+use super::rate::{Cell, MAX_DEBT_MINUTES, Rate};
+use super::refused::Kind;
+use super::unknown::Unknown;
 use super::watch::Watch;
 use super::{Moment, RateHeaders, SavedRates};
-
-/// What to advise when too many requests are open: nobody knows when one ends, and a poll a second is cheap.
-const IN_FLIGHT_RETRY: Duration = Duration::from_secs(1);
 
 /// What one scope may use and has used. Lives in the snapshot behind an `Arc`; nothing here waits.
 #[derive(Debug)]
@@ -30,91 +27,20 @@ pub struct Scope {
     id: ScopeId,
     rpm: Cell,
     tpm: Cell,
-    in_flight: InFlight,
+    pub(super) in_flight: InFlight,
     /// Tokens that open requests hold of TPM: for messages only, the cell already counts them.
-    reserved: AtomicU64,
-    in_force: ArcSwap<InForce>,
+    pub(super) reserved: AtomicU64,
+    pub(super) in_force: ArcSwap<InForce>,
     watch: Watch,
 }
 
 /// What a policy says, ready to be held to.
 #[derive(Debug)]
-struct InForce {
-    policy: Policy,
-    rpm: Option<Rate>,
-    tpm: Option<Rate>,
-    amounts: Vec<(Terms, Arc<Amount>)>,
-}
-
-/// One limit, as it stands for a request that may come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// Whose.
-    pub scope: ScopeId,
-    /// Which.
-    pub limit: Kind,
-    /// What it is set to.
-    pub value: u64,
-    /// What is used.
-    pub used: u64,
-    /// What open requests hold; of a rate it is part of `used`, of a budget or quota it is not.
-    pub reserved: u64,
-    /// What the request needs.
-    pub needed: u64,
-    /// Why it would be refused, shadow or not.
-    pub refusal: Option<Refused>,
-    /// True when it only counts.
-    pub shadow: bool,
-    /// When its window ends, wall time, milliseconds.
-    pub resets_ms: Option<u64>,
-}
-
-impl Report {
-    /// What is left for a request that comes now.
-    #[must_use]
-    pub fn remaining(&self) -> u64 {
-        let held = if self.limit.is_rate() { 0 } else { self.reserved };
-        self.value.saturating_sub(self.used.saturating_add(held))
-    }
-}
-
-/// Amounts that do not know yet what was used in their windows before they were there.
-#[derive(Debug, Default)]
-#[must_use = "until they are told, what was used before counts for nothing"]
-pub struct Unknown(Vec<(Terms, Arc<Amount>)>);
-
-impl Unknown {
-    /// True when there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Tells the amounts that never begin anew what was used in a whole life, and forgets those that this is all for.
-    pub fn lifetime(&mut self, wall_ms: u64, tokens: u64, nano_usd: u64) {
-        self.0.retain(|(terms, amount)| {
-            let used = match terms.measure {
-                _ if terms.window.per() != Per::Total => return true,
-                Measure::Money => nano_usd,
-                Measure::Tokens(Counts::Total) => tokens,
-                Measure::Tokens(_) => return true,
-            };
-            amount.make_up_by(wall_ms, used);
-            amount.note_passed(terms, wall_ms);
-            false
-        });
-    }
-
-    /// From which time on entries are wanted, wall time, milliseconds.
-    #[must_use]
-    pub fn since_ms(&self, wall_ms: u64) -> Option<u64> {
-        self.0.iter().map(|(terms, _)| terms.window.at(wall_ms).start_ms).min()
-    }
-
-    /// Tells of an entry.
-    pub fn make_up(&self, time_ms: u64, consumption: &Consumption) {
-        self.0.iter().for_each(|(_, amount)| amount.make_up(time_ms, consumption));
-    }
+pub(super) struct InForce {
+    pub(super) policy: Policy,
+    pub(super) rpm: Option<Rate>,
+    pub(super) tpm: Option<Rate>,
+    pub(super) amounts: Vec<(Terms, Arc<Amount>)>,
 }
 
 impl Scope {
@@ -185,19 +111,6 @@ impl Scope {
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.in_flight.get()
-    }
-
-    /// The largest share used of any limit, 0.0 to 1.0 and beyond when in debt; 0.0 without limits.
-    #[must_use]
-    pub fn share_used(&self, at: Moment) -> f64 {
-        let in_force = self.in_force.load();
-        let rates = [&in_force.rpm, &in_force.tpm].into_iter().flatten().map(|rate| (rate.used(at.now), rate.limit()));
-        let open = in_force.policy.limits.max_in_flight.map(|max| (self.in_flight.get(), max));
-        let amounts = in_force.amounts.iter().map(|(terms, amount)| {
-            let Standing { used, reserved, .. } = amount.standing(at.wall_ms);
-            (used.saturating_add(reserved), terms.limit)
-        });
-        rates.chain(open).chain(amounts).map(|(used, limit)| share(used, limit)).fold(0.0, f64::max)
     }
 
     /// What the `X-RateLimit-*` headers say at `now`.
@@ -281,69 +194,6 @@ impl Scope {
                 Err(kind)
             }
         }
-    }
-
-    /// Every limit, as it stands for a request of this need.
-    #[must_use]
-    pub fn report(&self, at: Moment, need: &Consumption) -> Vec<Report> {
-        let in_force = self.in_force.load();
-        let tokens = need.counted(in_force.policy.limits.tpm_counts);
-        let rates = [
-            (Kind::Rpm, Shadow::Rpm, in_force.rpm.as_ref(), 1, self.in_flight.get()),
-            (Kind::Tpm, Shadow::Tpm, in_force.tpm.as_ref(), tokens, self.reserved.load(Ordering::Relaxed)),
-        ];
-        let rates = rates.into_iter().filter_map(|(limit, shadow, rate, needed, held)| {
-            let rate = rate?;
-            let used = rate.used(at.now);
-            Some((
-                limit,
-                rate.limit(),
-                used,
-                held.min(used),
-                needed,
-                rate.wait(at.now, needed),
-                in_force.is_shadow(shadow),
-            ))
-        });
-        let open = in_force.policy.limits.max_in_flight.map(|max| {
-            let open = self.in_flight.get();
-            let wait = (open >= max).then_some(if max == 0 { Wait::Never } else { Wait::For(IN_FLIGHT_RETRY) });
-            (Kind::InFlight, max, open, open, 1, wait, in_force.is_shadow(Shadow::MaxInFlight))
-        });
-        let rates = rates.chain(open).map(|(limit, value, used, reserved, needed, wait, shadow)| {
-            let refusal = wait.map(|wait| {
-                let retry_after = match wait {
-                    Wait::For(time) => Some(time),
-                    Wait::Never => None,
-                };
-                Refused { scope: self.id.clone(), limit, value, used, reserved, needed, retry_after, resets_ms: None }
-            });
-            Report { scope: self.id.clone(), limit, value, used, reserved, needed, refusal, shadow, resets_ms: None }
-        });
-        let amounts = in_force.amounts.iter().map(|(terms, amount)| {
-            let Standing { used, reserved, end_ms } = amount.standing(at.wall_ms);
-            let (limit, value, needed) = (Kind::of(terms), terms.limit, terms.measure.of(need));
-            let resets_ms = (end_ms != u64::MAX).then_some(end_ms);
-            let over = needed > 0 && used.saturating_add(reserved).saturating_add(needed) > value;
-            let scope = || self.id.clone();
-            let refused =
-                || Refused { scope: scope(), limit, value, used, reserved, needed, retry_after: None, resets_ms };
-            let refusal = over.then(refused);
-            Report { scope: scope(), limit, value, used, reserved, needed, refusal, shadow: terms.shadow, resets_ms }
-        });
-        rates.chain(amounts).collect()
-    }
-
-    /// Describes the refusal of a limit that was met.
-    #[cold]
-    pub(super) fn refused(&self, met: Kind, at: Moment, need: &Consumption) -> Refused {
-        let report = self.report(at, need).into_iter().find(|report| report.limit == met);
-        let figures =
-            report.map(|report| (report.value, report.used, report.reserved, report.needed, report.resets_ms));
-        // The limit may have been taken away, or freed, since.
-        let (value, used, reserved, needed, resets_ms) = figures.unwrap_or_default();
-        let retry_after = if met.is_rate() { Some(IN_FLIGHT_RETRY) } else { None };
-        Refused { scope: self.id.clone(), limit: met, value, used, reserved, needed, retry_after, resets_ms }
     }
 
     /// What to write down at `at` for [`Scope::restore`].
@@ -463,7 +313,7 @@ impl InForce {
         }
     }
 
-    fn is_shadow(&self, which: Shadow) -> bool {
+    pub(super) fn is_shadow(&self, which: Shadow) -> bool {
         self.policy.shadow.contains(&which)
     }
 
@@ -483,17 +333,12 @@ impl From<Shadow> for Kind {
 }
 
 impl Kind {
-    fn of(terms: &Terms) -> Self {
+    pub(super) fn of(terms: &Terms) -> Self {
         match terms.measure {
             Measure::Money => Self::Budget(terms.window.per()),
             Measure::Tokens(counts) => Self::Quota(terms.window.per(), counts),
         }
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a ratio for ordering keys, not an account")]
-fn share(used: u64, limit: u64) -> f64 {
-    if limit == 0 { 1.0 } else { used as f64 / limit as f64 }
 }
 
 pub(super) fn wall_ns(wall_ms: u64) -> u64 {
