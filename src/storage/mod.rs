@@ -20,6 +20,7 @@
 //! | `scopes` | keys, users, teams and plans in use, and what limits they are held to |
 //! | `ledger`, `reservations`, `journal`, `tail`, `block`, `query`, `counters` | entries: in, safe, packed, out, summed |
 //! | `reference` | secrets that lie elsewhere |
+//! | `key_metrics` | what keys used, as metrics |
 //! | `shared`, `writer` | the queue and the thread behind it |
 
 mod backup;
@@ -29,6 +30,7 @@ mod counters;
 mod engine;
 mod error;
 mod journal;
+mod key_metrics;
 mod ledger;
 mod load;
 mod lock;
@@ -69,6 +71,7 @@ use crate::secret::Secret;
 use crate::virtual_key::VirtualKey;
 
 use journal::Journal;
+use key_metrics::KeyMetrics;
 use load::Loaded;
 use lock::{DirLock, prepare_dir};
 use named::Record;
@@ -210,6 +213,7 @@ impl Store {
         let (entries, entry_queue) = channel();
         let shared = Shared::new(snapshot, clock, &metrics, section.queue_capacity, commands, entries, reservations);
         let shared = Arc::new(shared);
+        metrics.register(KeyMetrics::new(Arc::downgrade(&shared)));
         shared.metrics.aborted.inc_by(aborted.len() as u64);
         shared.note_health(|health| health.recovered = opened.recovered.clone());
         let writer = Writer::new(Parts {
