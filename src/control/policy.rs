@@ -10,7 +10,7 @@ use crate::clock::rfc3339;
 use crate::control::problem::Problem;
 use crate::id::ScopeId;
 use crate::limit::{Kind, Report};
-use crate::policy::{Budget, Counts, Otherwise, Policy, Quota, Shadow};
+use crate::policy::{Budget, Counts, Limits, Otherwise, Policy, Quota, Shadow};
 use crate::unit::usd;
 
 /// Tells null from absent.
@@ -52,7 +52,8 @@ pub(super) fn allowed(said: &Option<Option<Vec<String>>>) -> Option<&[String]> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct PolicyWish {
-    limits: WishedLimits,
+    #[serde(deserialize_with = "said")]
+    limits: Option<Option<WishedLimits>>,
     #[serde(deserialize_with = "said")]
     budgets: Option<Option<Vec<Budget>>>,
     #[serde(deserialize_with = "said")]
@@ -88,12 +89,10 @@ impl PolicyWish {
     /// # Errors
     /// What the policy would then be, when that cannot be.
     pub(super) fn apply(&self, policy: &mut Policy) -> Result<(), Problem> {
-        let WishedLimits { rpm, tpm, max_in_flight, tpm_counts } = &self.limits;
-        set(&mut policy.limits.rpm, rpm);
-        set(&mut policy.limits.tpm, tpm);
-        set(&mut policy.limits.max_in_flight, max_in_flight);
-        if let Some(counts) = tpm_counts {
-            policy.limits.tpm_counts = counts.unwrap_or_default();
+        match &self.limits {
+            None => {}
+            Some(None) => policy.limits = Limits::default(),
+            Some(Some(limits)) => limits.apply(&mut policy.limits),
         }
         fn list<T: Clone>(field: &mut Vec<T>, said: &Option<Option<Vec<T>>>) {
             if let Some(items) = said {
@@ -107,6 +106,18 @@ impl PolicyWish {
         set(&mut policy.unrecorded, &self.unrecorded);
         set(&mut policy.hard_stop, &self.hard_stop);
         policy.check().map_err(|(field, detail)| Problem::invalid(field, detail))
+    }
+}
+
+impl WishedLimits {
+    fn apply(&self, limits: &mut Limits) {
+        let Self { rpm, tpm, max_in_flight, tpm_counts } = self;
+        set(&mut limits.rpm, rpm);
+        set(&mut limits.tpm, tpm);
+        set(&mut limits.max_in_flight, max_in_flight);
+        if let Some(counts) = tpm_counts {
+            limits.tpm_counts = counts.unwrap_or_default();
+        }
     }
 }
 
@@ -205,5 +216,54 @@ pub(super) fn bare(scope: &ScopeId) -> String {
     match scope {
         ScopeId::Key(id) | ScopeId::ProviderKey(id) => id.to_string(),
         ScopeId::Plan(name) | ScopeId::Team(name) | ScopeId::User(name) => name.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Rest {
+        name: Option<String>,
+    }
+
+    #[test]
+    fn absent_keeps_null_takes_away() {
+        let before = json!({
+            "limits": {"rpm": 1, "tpm": 2, "max_in_flight": null, "tpm_counts": "input"},
+            "budgets": [{"usd": "1", "per": "day"}], "quotas": [{"tokens": 3}], "shadow": ["rpm"], "unpriced": "allow",
+            "hard_stop": true,
+        });
+        let with = |name: &str, value: Value| {
+            let mut fields = before.as_object().unwrap().clone();
+            fields.insert(name.to_owned(), value);
+            Value::Object(fields)
+        };
+        let limits = |rpm: Value, tpm: Value, counts: &str| json!({"rpm": rpm, "tpm": tpm, "tpm_counts": counts});
+        for (wish, want) in [
+            (json!({}), before.clone()),
+            (json!({"name": "x", "limits": {}}), before.clone()),
+            (json!({"limits": {"rpm": null}}), with("limits", limits(Value::Null, json!(2), "input"))),
+            (json!({"limits": {"tpm_counts": null}}), with("limits", limits(json!(1), json!(2), "total"))),
+            (json!({"limits": null}), with("limits", json!({}))),
+            (json!({"budgets": null}), with("budgets", json!([]))),
+            (json!({"quotas": [{"tokens": 9, "per": "week"}]}), with("quotas", json!([{"tokens": 9, "per": "week"}]))),
+            (json!({"shadow": []}), with("shadow", json!([]))),
+            (json!({"unpriced": null}), with("unpriced", Value::Null)),
+            (json!({"hard_stop": false}), with("hard_stop", json!(false))),
+        ] {
+            let mut policy: Policy = serde_json::from_value(before.clone()).unwrap();
+            let said: With<Rest> = serde_json::from_value(wish.clone()).unwrap();
+            assert_eq!(said.rest.name.is_some(), wish.get("name").is_some());
+            said.policy.apply(&mut policy).unwrap();
+            assert_eq!(policy, serde_json::from_value::<Policy>(want).unwrap(), "{wish}");
+        }
+        for bad in [json!({"limits": {"rps": 1}}), json!({"budget": 1}), json!({"budgets": [{"usd": 0.5}]})] {
+            assert!(serde_json::from_value::<With<Rest>>(bad.clone()).is_err(), "{bad}");
+        }
     }
 }

@@ -79,6 +79,7 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
             Endpoint::Realtime => admit::session(),
             _ => admit::estimate(call.wire, question.input_tokens, &asked, &caller, model),
         };
+        why.note(admit::place(&caller, &store.ledger()).map(drop));
         let price = admit::price(need, call.wire, &caller, (&upstream.id, model), snapshot.prices());
         explanation.need = why.note(price).unwrap_or(need);
         explanation.priced = model.is_some_and(|model| snapshot.prices().resolve(&upstream.id, model).is_some());
@@ -260,5 +261,21 @@ mod tests {
         assert!(got.limits[0].refusal.is_some(), "and the rest is told too");
         drop(full);
         store.close();
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_recorded_is_refused_where_that_matters() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, question) = store(directory.path()).await;
+        let (registry, clock) = (Registry::build(&BTreeMap::new(), None).unwrap(), Clock::manual(1_700_000_000_000));
+        let question = Question { provider: Some("ollama".to_owned()), model: Some("m".to_owned()), ..question };
+        let mut record = question.key.record.clone();
+        record.policy.quotas.push("1000/day".parse().unwrap());
+        let key = store.update_virtual_key(record, 1).await.unwrap();
+        let question = Question { key, ..question };
+        let code = || explain(&store, &registry, &clock, &question).refusal.map(|(_, refusal)| refusal.kind.code());
+        assert_eq!(code(), None);
+        store.close();
+        assert_eq!(code(), Some("overloaded"));
     }
 }
