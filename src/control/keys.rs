@@ -22,7 +22,7 @@ use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
 use crate::id::{KeyId, is_name};
 use crate::limit::Moment;
 use crate::plan::Plan;
-use crate::policy::{Limits, Policy};
+use crate::policy::{Budget, Limits, Policy};
 use crate::provider::{Endpoint, NoProvider, provider};
 use crate::storage::KeyState;
 use crate::unit::duration;
@@ -127,7 +127,10 @@ pub(super) async fn create(
         endpoints: Vec::new(),
         sources: Vec::new(),
         plan: None,
-        policy: defaults(&state.keys),
+        policy: defaults(
+            &state.keys,
+            flat(&wish.plan).and_then(|name| state.store.snapshot().named(name)).map(|(plan, _)| plan),
+        ),
         stream_usage: None,
         ephemeral: wish.ephemeral.unwrap_or(false),
         metadata: BTreeMap::new(),
@@ -405,10 +408,18 @@ impl Wish {
     }
 }
 
-/// What a key may use of which nothing was said.
-fn defaults(section: &KeysSection) -> Policy {
-    let limits = Limits { rpm: section.default_rpm, tpm: section.default_tpm, ..Limits::default() };
-    Policy { limits, budgets: section.default_budget.clone().into_iter().collect(), ..Policy::default() }
+/// What a key may use of which nothing was said: neither of it, nor of its plan.
+fn defaults(section: &KeysSection, plan: Option<Arc<Plan>>) -> Policy {
+    let of_plan = plan.map(|plan| plan.policy.clone()).unwrap_or_default();
+    let unless = |default: Option<u64>, said: Option<u64>| default.filter(|_| said.is_none());
+    let limits = Limits {
+        rpm: unless(section.default_rpm, of_plan.limits.rpm),
+        tpm: unless(section.default_tpm, of_plan.limits.tpm),
+        ..Limits::default()
+    };
+    let said = |budget: &Budget| of_plan.budgets.iter().any(|of_plan| of_plan.per == budget.per);
+    let budgets = section.default_budget.clone().into_iter().filter(|budget| !said(budget)).collect();
+    Policy { limits, budgets, ..Policy::default() }
 }
 
 /// A provider by id or alias, as its id; one that is switched off, or still lacks its base URL, may be named ahead.

@@ -790,3 +790,30 @@ async fn prices_are_set_asked_for_and_taken_back() {
         assert!(answer.status == status && detail.starts_with(want), "{path}: {} {detail}", answer.status);
     }
 }
+
+#[tokio::test]
+async fn defaults_of_new_keys_are_for_what_their_plan_does_not_say() {
+    let api = Api::new(KeysSection {
+        default_rpm: Some(60),
+        default_tpm: Some(1000),
+        default_budget: Some("5/month".parse().unwrap()),
+        ..KeysSection::default()
+    });
+    let plan = json!({"name": "small", "limits": {"rpm": 2}, "budgets": [{"usd": "1", "per": "day"}]});
+    api.post("/api/plans", plan).await;
+    api.post("/api/plans", json!({"name": "poor", "budgets": [{"usd": "1", "per": "month"}]})).await;
+    for (key, rpm, tpm, budgets) in [
+        (json!({"name": "a"}), 60, 1000, &["5"][..]),
+        (json!({"name": "b", "plan": "small"}), 2, 1000, &["5", "1"]),
+        (json!({"name": "c", "plan": "poor"}), 60, 1000, &["1"]),
+        (json!({"name": "d", "plan": "small", "limits": {"rpm": 9, "tpm": 7}}), 9, 7, &["5", "1"]),
+    ] {
+        let made = api.post("/api/keys", key.clone()).await.body["key_data"]["in_force"].clone();
+        let values = |limit: &str| {
+            let limits = made.as_array().unwrap().iter().filter(|found| found["limit"] == limit);
+            limits.map(|found| found["value"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!((values("rpm"), values("tpm")), (vec![json!(rpm)], vec![json!(tpm)]), "{key}");
+        assert_eq!(values("budget"), budgets, "{key}");
+    }
+}
