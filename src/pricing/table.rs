@@ -19,6 +19,9 @@ use super::{Price, PriceName, Prices, Spelling};
 /// `same_as` may lead on so many times.
 const CHAIN_MAX: usize = 4;
 
+/// Providers that say in dollars what each call cost.
+const REPORTING: [&str; 2] = ["openrouter", "perplexity"];
+
 /// Where a price was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Layer {
@@ -194,6 +197,12 @@ impl PriceTable {
     #[must_use]
     pub fn resolve(&self, provider: &str, model: &str) -> Option<Arc<Resolved>> {
         self.price(provider, None, Some(model))
+    }
+
+    /// True when the provider says in dollars what each call cost.
+    #[must_use]
+    pub fn reports_cost(&self, provider: &str) -> bool {
+        REPORTING.contains(&self.place(provider).listed_as)
     }
 
     fn place<'a>(&'a self, provider: &'a str) -> Place<'a> {

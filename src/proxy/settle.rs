@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Nanos};
 use crate::entry::{Entry, Outcome};
 use crate::limit::{Consumption, Permit};
-use crate::pricing::PriceTable;
+use crate::pricing::{self, Layer, PriceTable};
 use crate::provider::RefusalKind;
 use crate::proxy::ProxyParts;
 use crate::proxy::error::Error;
@@ -248,6 +248,7 @@ impl Closed {
         let entry = &mut self.open.entry;
         entry.latency_us = elapsed;
         entry.tokens = self.tally.usage;
+        entry.service_tier = self.tally.service_tier;
         entry.model_reported = self.tally.model_reported.take().map(Arc::from);
         entry.outcome = match self.end {
             End::ClientLeft => Outcome::ClientDisconnected,
@@ -315,8 +316,15 @@ impl Closed {
         if entry.tokens == Usage::default() && !served {
             return;
         }
+        let prices = &self.open.prices;
         let (reported, requested) = (entry.model_reported.as_deref(), entry.model_requested.as_deref());
-        if let Some(found) = self.open.prices.price(&entry.provider, reported, requested)
+        let found = prices.price(&entry.provider, reported, requested);
+        let own = found.as_ref().is_some_and(|found| found.layer != Layer::BuiltIn);
+        // What a provider charged is nearer to the truth than its list, but not than what an operator says.
+        if let Some(cost) = self.tally.cost_nano.filter(|_| !own && prices.reports_cost(&entry.provider)) {
+            entry.cost_nano_usd = Some(cost);
+            entry.price_version = Some(pricing::REPORTED.into());
+        } else if let Some(found) = found
             && let Some(cost) = found.price.cost(&entry.tokens, entry.service_tier)
         {
             entry.cost_nano_usd = Some(cost);

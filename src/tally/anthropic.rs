@@ -16,6 +16,8 @@ pub(super) const USAGE: &[(&str, Figure)] = &[
     ("output_tokens", Figure::Output),
     ("cache_read_input_tokens", Figure::Cached),
     ("cache_creation_input_tokens", Figure::CacheWrite),
+    ("cache_creation.ephemeral_1h_input_tokens", Figure::CacheWrite1h),
+    ("server_tool_use.web_search_requests", Figure::Searches),
     ("output_tokens_details.thinking_tokens", Figure::Reasoning),
     ("output_tokens_details.reasoning_tokens", Figure::ReasoningAlias),
 ];
@@ -26,6 +28,8 @@ pub(super) const MORE: &[(&str, Tag, Want)] = &[
     ("type", TYPE, Want::Raw),
     ("model", MODEL, Want::Raw),
     ("message.model", MODEL, Want::Raw),
+    ("usage.service_tier", TIER, Want::Raw),
+    ("message.usage.service_tier", TIER, Want::Raw),
     ("error", ERROR, Want::Mark),
     ("error.type", ERROR_KIND, Want::Raw),
     ("error.details.error_code", ERROR_CODE, Want::Raw),
@@ -70,5 +74,6 @@ pub(super) fn settle(figures: &Figures) -> Usage {
     let output = figures.get(Figure::Output);
     let reasoning = first(figures, &[Figure::Reasoning, Figure::ReasoningAlias]);
     let total = figures.get(Figure::Total).or_else(|| sum(&[input, output]));
-    Usage { input, cached_input, cache_write, output, reasoning, total, ..Usage::default() }
+    let [cache_write_1h, searches] = [Figure::CacheWrite1h, Figure::Searches].map(|figure| figures.get(figure));
+    Usage { input, cached_input, cache_write, cache_write_1h, output, reasoning, total, searches, ..Usage::default() }
 }

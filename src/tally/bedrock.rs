@@ -57,6 +57,8 @@ const CONVERSE_TEXT: &[(&str, Tag, Want)] = &[
     ("delta.reasoningContent.text", TEXT, Want::Text),
     ("start.toolUse.name", CALL, Want::Text),
     ("stopReason", FINISH, Want::Raw),
+    ("serviceTier.type", TIER, Want::Raw),
+    ("metadata.serviceTier.type", TIER, Want::Raw),
 ];
 
 /// Text of the other families on Invoke.

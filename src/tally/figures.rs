@@ -25,10 +25,20 @@ pub(super) enum Figure {
     AudioSeconds,
     BilledInput,
     BilledOutput,
+    /// The part of what was written to a cache that is kept there for an hour.
+    CacheWrite1h,
+    CachedAudioInput,
+    ImageInput,
+    CachedImageInput,
+    ImageOutput,
+    Searches,
+    Images,
+    /// Audio heard, milliseconds.
+    AudioMs,
 }
 
 impl Figure {
-    pub(super) const COUNT: usize = 15;
+    pub(super) const COUNT: usize = 23;
 
     /// Its tag in a path table.
     pub(super) const fn tag(self) -> Tag {
@@ -40,7 +50,7 @@ impl Figure {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Figures {
     values: [u64; Figure::COUNT],
-    present: u16,
+    present: u32,
 }
 
 impl Figures {

@@ -31,6 +31,15 @@ const MORE: &[(&str, Tag, Want)] = &[
 fn table(more: &[(&str, Tag, Want)]) -> Paths {
     let mut wanted: Vec<(String, Tag, Want)> = Vec::new();
     for place in ["usageMetadata", "response.usageMetadata"] {
+        for (details, of) in [
+            ("promptTokensDetails", OF_PROMPT),
+            ("cacheTokensDetails", OF_CACHE),
+            ("candidatesTokensDetails", OF_ANSWER),
+        ] {
+            wanted.push((format!("{place}.{details}"), of, Want::Mark));
+            wanted.push((format!("{place}.{details}.modality"), MODALITY, Want::Raw));
+            wanted.push((format!("{place}.{details}.tokenCount"), MODAL_TOKENS, Want::Raw));
+        }
         wanted.extend(USAGE.iter().map(|&(name, figure)| (format!("{place}.{name}"), figure.tag(), Want::Raw)));
     }
     let mut all: Vec<(&str, Tag, Want)> = wanted.iter().map(|(path, tag, want)| (path.as_str(), *tag, *want)).collect();
@@ -79,5 +88,18 @@ fn settle(figures: &Figures) -> Usage {
     let input = sum(&[figures.get(Figure::Input), figures.get(Figure::ToolInput)]);
     let output = sum(&[figures.get(Figure::Output), reasoning]);
     let total = figures.get(Figure::Total).or_else(|| sum(&[input, output]));
-    Usage { input, cached_input: figures.get(Figure::Cached), output, reasoning, total, ..Usage::default() }
+    Usage {
+        input,
+        cached_input: figures.get(Figure::Cached),
+        output,
+        reasoning,
+        total,
+        audio_input: figures.get(Figure::AudioInput),
+        audio_output: figures.get(Figure::AudioOutput),
+        image_input: figures.get(Figure::ImageInput),
+        image_output: figures.get(Figure::ImageOutput),
+        cached_audio_input: figures.get(Figure::CachedAudioInput),
+        cached_image_input: figures.get(Figure::CachedImageInput),
+        ..Usage::default()
+    }
 }

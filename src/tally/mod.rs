@@ -23,7 +23,7 @@ mod transcripts;
 
 pub use self::observer::Observer;
 pub use crate::tokens::OutputText;
-use crate::unit::Usage;
+use crate::unit::{ServiceTier, Usage};
 
 /// The form in which a response reports. Several dialects and endpoints share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,6 +123,10 @@ pub enum GaveUp {
 pub struct Tally {
     /// What the provider reported; empty when it reported nothing.
     pub usage: Usage,
+    /// The class of service it says it gave, when that is not its standard one.
+    pub service_tier: Option<ServiceTier>,
+    /// What it says the call cost, billionths of its unit of money; whether that is dollars, the provider knows.
+    pub cost_nano: Option<u64>,
     /// The model it says it used, up to 256 characters.
     pub model_reported: Option<Box<str>>,
     /// Output seen, for an estimate.

@@ -31,7 +31,19 @@ const USAGE: &[(&str, Figure)] = &[
     ("output_token_details.reasoning_tokens", Figure::Reasoning),
     ("reasoning_tokens", Figure::ReasoningAlias),
     ("prompt_tokens_details.audio_tokens", Figure::AudioInput),
+    ("input_tokens_details.audio_tokens", Figure::AudioInput),
+    ("input_token_details.audio_tokens", Figure::AudioInput),
     ("completion_tokens_details.audio_tokens", Figure::AudioOutput),
+    ("output_tokens_details.audio_tokens", Figure::AudioOutput),
+    ("output_token_details.audio_tokens", Figure::AudioOutput),
+    ("input_token_details.cached_tokens_details.audio_tokens", Figure::CachedAudioInput),
+    ("input_token_details.cached_tokens_details.image_tokens", Figure::CachedImageInput),
+    ("prompt_tokens_details.image_tokens", Figure::ImageInput),
+    ("input_tokens_details.image_tokens", Figure::ImageInput),
+    ("input_token_details.image_tokens", Figure::ImageInput),
+    ("completion_tokens_details.image_tokens", Figure::ImageOutput),
+    ("output_tokens_details.image_tokens", Figure::ImageOutput),
+    ("num_search_queries", Figure::Searches),
     ("prompt_audio_seconds", Figure::AudioSeconds),
 ];
 
@@ -40,11 +52,16 @@ fn table(places: &[&str], more: &[(&str, Tag, Want)]) -> Paths {
     let mut wanted: Vec<(String, Tag, Want)> = Vec::new();
     for place in places {
         wanted.push((format!("{place}.type"), UNIT, Want::Raw));
+        wanted.push((format!("{place}.seconds"), SECONDS, Want::Raw));
+        // OpenRouter; Perplexity has more than one figure.
+        wanted.push((format!("{place}.cost"), COST, Want::Raw));
+        wanted.push((format!("{place}.cost.total_cost"), COST, Want::Raw));
         wanted.extend(USAGE.iter().map(|&(name, figure)| (format!("{place}.{name}"), figure.tag(), Want::Raw)));
     }
     let common = [
         ("", ROOT, Want::Mark),
         ("model", MODEL, Want::Raw),
+        ("service_tier", TIER, Want::Raw),
         ("type", TYPE, Want::Raw),
         ("error", ERROR, Want::Mark),
         ("error.code", ERROR_CODE, Want::Raw),
@@ -103,6 +120,7 @@ static RESPONSES_PATHS: LazyLock<Paths> = LazyLock::new(|| {
         &["usage", "response.usage"],
         &[
             ("response.model", MODEL, Want::Raw),
+            ("response.service_tier", TIER, Want::Raw),
             ("response.error", ERROR, Want::Mark),
             ("response.error.code", ERROR_CODE, Want::Raw),
             ("response.error.type", ERROR_KIND, Want::Raw),
@@ -120,7 +138,17 @@ static RESPONSES_PATHS: LazyLock<Paths> = LazyLock::new(|| {
     )
 });
 
-static PLAIN_PATHS: LazyLock<Paths> = LazyLock::new(|| table(&["usage"], &[]));
+static PLAIN_PATHS: LazyLock<Paths> = LazyLock::new(|| {
+    table(
+        &["usage"],
+        &[
+            ("data.b64_json", IMAGE, Want::Mark),
+            ("data.url", IMAGE, Want::Mark),
+            // A transcript with all its details.
+            ("duration", SECONDS, Want::Raw),
+        ],
+    )
+});
 
 static REALTIME_PATHS: LazyLock<Paths> = LazyLock::new(|| {
     table(
@@ -195,7 +223,16 @@ pub(super) fn settle(figures: &Figures) -> Usage {
         output: figures.get(Figure::Output),
         reasoning: first(figures, &[Figure::Reasoning, Figure::ReasoningAlias]),
         total: figures.get(Figure::Total),
-        ..Usage::default()
+        cache_write_1h: None,
+        audio_input: figures.get(Figure::AudioInput),
+        audio_output: figures.get(Figure::AudioOutput),
+        image_input: figures.get(Figure::ImageInput),
+        image_output: figures.get(Figure::ImageOutput),
+        cached_audio_input: figures.get(Figure::CachedAudioInput),
+        cached_image_input: figures.get(Figure::CachedImageInput),
+        searches: figures.get(Figure::Searches),
+        images: figures.get(Figure::Images),
+        audio_input_ms: figures.get(Figure::AudioMs),
     };
     if let (Some(input), Some(output), Some(total)) = (usage.input, usage.output, usage.total) {
         let outside = total.saturating_sub(input.saturating_add(output));

@@ -51,7 +51,7 @@ fn rate(row: &Value, usage: &Usage, names: &[&str]) -> Option<u128> {
     names.iter().find_map(said).map(twelfths)
 }
 
-/// What the list says a call of these six figures costs, in nano-USD; `None` when it does not say.
+/// What the list says a call costs, by its six figures and those of the finer ones that recordings have, in nano-USD; `None` when it does not say.
 ///
 /// A rate is dollars for a million tokens in units of 10^-12, so 10^-18 dollars a token.
 fn by_hand(row: &Value, usage: &Usage) -> Option<u64> {
@@ -59,12 +59,19 @@ fn by_hand(row: &Value, usage: &Usage) -> Option<u64> {
     // Some answers were edited, and their parts are more than the whole.
     let cached = usage.cached_input.unwrap_or(0).min(input);
     let written = usage.cache_write.unwrap_or(0).min(input - cached);
+    let written_1h = usage.cache_write_1h.unwrap_or(0).min(written);
+    let text = input - cached - written;
+    let heard = usage.audio_input.unwrap_or(0).saturating_sub(usage.cached_audio_input.unwrap_or(0)).min(text);
+    let seen = usage.image_input.unwrap_or(0).saturating_sub(usage.cached_image_input.unwrap_or(0)).min(text - heard);
     let reasoning = usage.reasoning.unwrap_or(0).min(output);
     let mut total = 0_u128;
     for (tokens, names) in [
-        (input - cached - written, &["input"][..]),
+        (text - heard - seen, &["input"][..]),
+        (heard, &["audio_input", "input"]),
+        (seen, &["image_input", "input"]),
         (cached, &["cached_input", "input"]),
-        (written, &["cache_write", "input"]),
+        (written - written_1h, &["cache_write", "input"]),
+        (written_1h, &["cache_write_1h", "cache_write", "input"]),
         (output - reasoning, &["output", "image_output", "audio_output"]),
         (reasoning, &["reasoning", "output"]),
     ] {
@@ -74,6 +81,9 @@ fn by_hand(row: &Value, usage: &Usage) -> Option<u64> {
     }
     if let Some(fee) = row["per_request"].as_str() {
         total += twelfths(fee) * 1_000_000;
+    }
+    if let Some(fee) = row["search_per_query"].as_str() {
+        total += u128::from(usage.searches.unwrap_or(0)) * twelfths(fee) * 1_000_000;
     }
     Some(u64::try_from((total + 500_000_000) / 1_000_000_000).unwrap())
 }
@@ -111,6 +121,13 @@ fn every_priced_exchange_costs_what_the_list_says() {
         let rows = list.rows(&found.name.provider, &found.name.model);
         let want: Vec<Option<u64>> = rows.iter().map(|row| by_hand(row, &usage)).collect();
         let cost = found.price.cost(&usage, None);
+        let tally = exchange.replay(&exchange.headers, &exchange.body, usize::MAX);
+        let finer: Vec<Option<u64>> = rows.iter().map(|row| by_hand(row, &tally.usage)).collect();
+        let counted = found.price.cost(&tally.usage, tally.service_tier);
+        assert!(finer.contains(&counted), "{}: {counted:?}, want one of {finer:?}", exchange.id);
+        if counted != cost {
+            println!("{}: {cost:?}, with its finer figures {counted:?}", exchange.id);
+        }
         if want.contains(&cost) {
             *spelled.entry(found.spelling.as_str()).or_default() += 1;
         } else {

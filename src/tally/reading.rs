@@ -3,11 +3,11 @@
 //! Owns what a tag means and how documents merge; leaves which paths carry which tag to the dialects' tables, and
 //! framing to the observer.
 
-use super::figures::{Figures, count};
+use super::figures::{Figure, Figures, count};
 use super::{StreamError, Tally};
 use crate::scan::json::{Event, Head, Kind, Paths, Sink, Tag};
 use crate::tokens::OutputText;
-use crate::unit::Usage;
+use crate::unit::{ServiceTier, Usage};
 
 /// The document itself.
 pub(super) const ROOT: Tag = 0;
@@ -37,6 +37,22 @@ pub(super) const DONE: Tag = 11;
 pub(super) const FINISH: Tag = 12;
 /// In which unit usage is given.
 pub(super) const UNIT: Tag = 13;
+/// The class of service.
+pub(super) const TIER: Tag = 14;
+/// What the call cost.
+pub(super) const COST: Tag = 15;
+/// One image made.
+pub(super) const IMAGE: Tag = 16;
+/// How long audio was, seconds with decimals.
+pub(super) const SECONDS: Tag = 17;
+/// Of which kind the tokens of a detail are.
+pub(super) const MODALITY: Tag = 18;
+/// How many they are.
+pub(super) const MODAL_TOKENS: Tag = 19;
+/// A detail of the prompt, of what of it was cached, or of the answer has ended.
+pub(super) const OF_PROMPT: Tag = 20;
+pub(super) const OF_CACHE: Tag = 21;
+pub(super) const OF_ANSWER: Tag = 22;
 /// Figures follow.
 pub(super) const FIGURES: Tag = 32;
 /// Figures of another report, which goes before the first.
@@ -83,12 +99,22 @@ pub(super) struct Extra {
     pub(super) headers: Figures,
 }
 
+/// Kinds of tokens that have prices of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Modality {
+    Audio,
+    Image,
+}
+
 /// What is known of the present document.
 #[derive(Debug, Default)]
 struct Document {
     figures: Figures,
     /// Usage is given in seconds, not in tokens.
     other_unit: bool,
+    /// Of the detail being read.
+    modality: Option<Modality>,
+    modal_tokens: Option<u64>,
     /// Its strings are not output: audio, or a repetition.
     muted: bool,
     error: bool,
@@ -105,6 +131,8 @@ pub(super) struct Reading {
     ended: bool,
     reasoning: Option<Tag>,
     model: Option<Box<str>>,
+    tier: Option<ServiceTier>,
+    cost_nano: Option<u64>,
     error: Option<Box<StreamError>>,
     text: OutputText,
 }
@@ -125,6 +153,8 @@ impl Reading {
             ended: false,
             reasoning: None,
             model: None,
+            tier: None,
+            cost_nano: None,
             error: None,
             text: OutputText::default(),
         }
@@ -153,7 +183,7 @@ impl Reading {
 
     /// The document broke off. Its report counts if it had come to more than one figure.
     pub(super) fn abandon(&mut self) {
-        use super::figures::{Figure, first};
+        use super::figures::first;
         let figures = &self.document.figures;
         let input = first(figures, &[Figure::Input, Figure::Prompt]);
         if input.is_none() || first(figures, &[Figure::Output, Figure::Total]).is_none() {
@@ -171,6 +201,8 @@ impl Reading {
         let usage = (self.rules.settle)(&self.reports);
         Tally {
             usage,
+            service_tier: self.tier,
+            cost_nano: self.cost_nano,
             model_reported: self.model.take(),
             text: std::mem::take(&mut self.text),
             error: self.error.take().map(|error| *error),
@@ -181,8 +213,13 @@ impl Reading {
 
     /// The document, or an item of one that is an array, has ended.
     fn commit(&mut self) {
-        let Document { figures, other_unit, error, code, kind, .. } = std::mem::take(&mut self.document);
-        if !figures.is_empty() && !other_unit {
+        let Document { mut figures, other_unit, error, code, kind, .. } = std::mem::take(&mut self.document);
+        if other_unit {
+            let heard = figures.get(Figure::AudioMs);
+            figures = Figures::default();
+            heard.into_iter().for_each(|ms| figures.set(Figure::AudioMs, ms));
+        }
+        if !figures.is_empty() {
             match self.rules.merge {
                 Merge::Overlay => self.reports.body.overlay(&figures),
                 Merge::Replace => self.reports.body = figures,
@@ -206,6 +243,22 @@ impl Reading {
             ERROR_CODE => self.document.code = string(raw, MAX_CODE),
             ERROR_KIND => self.document.kind = string(raw, MAX_CODE),
             OBJECT if !self.document.muted => self.text.push(raw),
+            // A stream says first what was asked for, and last what was given.
+            TIER => self.tier = tier(raw),
+            COST => self.cost_nano = billionths(raw).or(self.cost_nano),
+            SECONDS => {
+                if let Some(nano) = billionths(raw) {
+                    self.document.figures.set(Figure::AudioMs, nano.div_ceil(1_000_000));
+                }
+            }
+            MODALITY => {
+                self.document.modality = match raw {
+                    b"\"AUDIO\"" => Some(Modality::Audio),
+                    b"\"IMAGE\"" => Some(Modality::Image),
+                    _ => None,
+                }
+            }
+            MODAL_TOKENS => self.document.modal_tokens = count(raw),
             _ => {}
         }
         let Some(value) = (tag >= FIGURES).then(|| count(raw)).flatten() else { return };
@@ -215,6 +268,23 @@ impl Reading {
             METRICS => self.reports.extra.get_or_insert_default().metrics.set_at(index, value),
             ITEMS => self.document.figures.add_at(index, value),
             _ => {}
+        }
+    }
+
+    /// A detail has ended: its tokens are part of a figure, if they are of a kind that has one.
+    fn detail(&mut self, of: Tag) {
+        let Document { modality, modal_tokens, figures, .. } = &mut self.document;
+        let figure = match (of, modality.take()) {
+            (OF_PROMPT, Some(Modality::Audio)) => Some(Figure::AudioInput),
+            (OF_PROMPT, Some(Modality::Image)) => Some(Figure::ImageInput),
+            (OF_CACHE, Some(Modality::Audio)) => Some(Figure::CachedAudioInput),
+            (OF_CACHE, Some(Modality::Image)) => Some(Figure::CachedImageInput),
+            (OF_ANSWER, Some(Modality::Audio)) => Some(Figure::AudioOutput),
+            (OF_ANSWER, Some(Modality::Image)) => Some(Figure::ImageOutput),
+            _ => None,
+        };
+        if let (Some(figure), Some(tokens)) = (figure, modal_tokens.take()) {
+            figures.add_at(figure as usize, tokens);
         }
     }
 
@@ -246,6 +316,8 @@ impl Reading {
             (CALL, _) if head.kind == Kind::String && end > head.start + 2 && !self.document.muted => {
                 self.text.add_call();
             }
+            (OF_PROMPT | OF_CACHE | OF_ANSWER, _) => self.detail(tag),
+            (IMAGE, _) if head.kind == Kind::String => self.document.figures.add_at(Figure::Images as usize, 1),
             (OBJECT, None) if !self.document.muted => self.text.skip(end - head.start),
             (_, Some(raw)) => self.scalar(tag, head, raw),
             _ => {}
@@ -276,6 +348,29 @@ impl Sink for Reading {
     }
 }
 
+/// The class of service by the words that providers have for it; none for the standard one.
+fn tier(raw: &[u8]) -> Option<ServiceTier> {
+    let word = raw.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    ServiceTier::ALL.into_iter().find(|tier| tier.as_str().as_bytes() == word)
+}
+
+/// A number as JSON has them, in billionths, rounded half up; exactly, as no float could.
+fn billionths(raw: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(raw).ok()?;
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let exponent: i32 = exponent.parse().ok()?;
+    let (whole, places) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits: u128 = format!("{whole}{places}").parse().ok()?;
+    let shift = exponent.checked_add(9)?.checked_sub(i32::try_from(places.len()).ok()?)?;
+    let power = 10_u128.checked_pow(shift.unsigned_abs());
+    let nano = match (shift >= 0, power) {
+        (true, power) => digits.checked_mul(power?)?,
+        (false, Some(power)) => digits.checked_add(power / 2)? / power,
+        (false, None) => 0,
+    };
+    u64::try_from(nano).ok()
+}
+
 /// A scalar as text, bounded: a string's content, or a number as it stands.
 fn string(raw: &[u8], most: usize) -> Option<Box<str>> {
     if raw.first() == Some(&b'"') {
@@ -288,4 +383,48 @@ fn string(raw: &[u8], most: usize) -> Option<Box<str>> {
 
 fn bounded(text: &str, most: usize) -> Box<str> {
     text.chars().take(most).collect::<String>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_exactly() {
+        for (raw, want) in [
+            ("0", Some(0)),
+            ("0.00007159", Some(71_590)),
+            ("8e-7", Some(800)),
+            ("1.6E-7", Some(160)),
+            ("12", Some(12_000_000_000)),
+            ("1.5e+1", Some(15_000_000_000)),
+            ("0.0000000005", Some(1)),
+            ("0.00000000049", Some(0)),
+            ("1e-99", Some(0)),
+            ("18446744073.709551615", Some(u64::MAX)),
+            ("18446744073.709551616", None),
+            ("1e99", None),
+            ("1e2147483647", None),
+            ("-1", None),
+            ("null", None),
+            ("\"1\"", None),
+            ("{}", None),
+        ] {
+            assert_eq!(billionths(raw.as_bytes()), want, "{raw}");
+        }
+    }
+
+    #[test]
+    fn classes_of_service_have_many_words() {
+        for (raw, want) in [
+            (r#""flex""#, Some(ServiceTier::Flex)),
+            (r#""priority""#, Some(ServiceTier::Priority)),
+            (r#""batch""#, Some(ServiceTier::Batch)),
+            (r#""default""#, None),
+            (r#""standard""#, None),
+            ("null", None),
+        ] {
+            assert_eq!(tier(raw.as_bytes()), want, "{raw}");
+        }
+    }
 }

@@ -15,8 +15,8 @@ pub(super) struct Exchange {
     wire: Wire,
     stream_asked: bool,
     status: u16,
-    headers: HeaderMap,
-    body: Vec<u8>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Vec<u8>,
     plain: Vec<u8>,
     pub(super) expected: Vec<Usage>,
     pub(super) model_requested: Option<String>,
@@ -105,7 +105,7 @@ fn exchange(folder: &Path, line: &Value) -> Exchange {
 }
 
 impl Exchange {
-    fn replay(&self, headers: &HeaderMap, body: &[u8], size: usize) -> Tally {
+    pub(super) fn replay(&self, headers: &HeaderMap, body: &[u8], size: usize) -> Tally {
         let mut observer = Observer::new(self.wire, self.stream_asked, self.status, headers);
         body.chunks(size).for_each(|chunk| observer.feed(chunk));
         observer.finish()
@@ -141,7 +141,10 @@ fn every_recorded_exchange_is_counted_as_the_provider_did() {
     let (mut reported, mut silent, mut wrong) = (0, 0, Vec::new());
     for exchange in &exchanges {
         let tally = exchange.replay(&exchange.headers, &exchange.body, usize::MAX);
-        if !exchange.expected.contains(&tally.usage) {
+        // The finer figures are not in the index.
+        let Usage { input, cached_input, cache_write, output, reasoning, total, .. } = tally.usage;
+        let six = Usage { input, cached_input, cache_write, output, reasoning, total, ..Usage::default() };
+        if !exchange.expected.contains(&six) {
             wrong.push(format!("{}: {:?}, want {:?}", exchange.id, tally.usage, exchange.expected));
         } else if exchange.expected[0].is_empty() {
             silent += 1;

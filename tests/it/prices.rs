@@ -106,6 +106,75 @@ async fn the_configuration_goes_before_the_list() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn figures_that_cost_more_or_less() {
+    let provider = Provider::always(Message::new(500)).await;
+    let options = ["openai", "anthropic", "openrouter", "gemini"]
+        .iter()
+        .fold(Options::new(), |options, id| options.provider(id, &provider.url()));
+    let options = options.config("[prices]\n\"openrouter/own\" = { input = \"1\", output = \"1\" }");
+    let sidekey = Sidekey::start(&options).await;
+    for id in ["openai", "anthropic", "openrouter", "gemini"] {
+        sidekey.add_provider_key(id, REAL_KEY).await;
+    }
+    let key = sidekey.create_key(&[]).await;
+    let messages = "/anthropic/v1/messages";
+    let chat = "/openrouter/v1/chat/completions";
+    let generate = "/gemini/v1beta/models/gemini-2.5-flash:generateContent";
+    for (path, answer, figure, cost, version) in [
+        // 100 at 3, 200 at 3.75, 300 at 6 and 10 at 15 dollars a million, and two searches at a cent.
+        (
+            messages,
+            r#"{"model":"claude-sonnet-4-20250514","usage":{"input_tokens":100,"cache_creation_input_tokens":500,
+                "cache_creation":{"ephemeral_5m_input_tokens":200,"ephemeral_1h_input_tokens":300},
+                "output_tokens":10,"server_tool_use":{"web_search_requests":2},"service_tier":"standard"}}"#,
+            ("cache_write_1h", 300),
+            "0.023",
+            "built-in ",
+        ),
+        // Flex is half of 2.5 and 15.
+        (
+            "/openai/v1/responses",
+            r#"{"model":"gpt-5.4","service_tier":"flex","usage":{"input_tokens":100,"output_tokens":10,"total_tokens":110}}"#,
+            ("input", 100),
+            "0.0002",
+            "built-in ",
+        ),
+        // What OpenRouter says, unless the operator knows better.
+        (
+            chat,
+            r#"{"model":"a/b","usage":{"prompt_tokens":5,"completion_tokens":5,"cost":1.6e-7}}"#,
+            ("input", 5),
+            "0.00000016",
+            "reported",
+        ),
+        (
+            chat,
+            r#"{"model":"own","usage":{"prompt_tokens":5,"completion_tokens":5,"cost":1.6e-7}}"#,
+            ("input", 5),
+            "0.00001",
+            "config ",
+        ),
+        // 60 of text at 0.3, 40 of audio at 1 and 10 out at 2.5.
+        (
+            generate,
+            r#"{"modelVersion":"gemini-2.5-flash","usageMetadata":{"promptTokenCount":100,"candidatesTokenCount":10,
+                "totalTokenCount":110,"promptTokensDetails":[{"modality":"TEXT","tokenCount":60},
+                {"modality":"AUDIO","tokenCount":40}]}}"#,
+            ("audio_input", 40),
+            "0.000083",
+            "built-in ",
+        ),
+    ] {
+        provider.push(Message::json(200, answer));
+        let asked = sidekey.send(&Request::post(path, r#"{"model":"x","messages":[]}"#).bearer(&key.key)).await;
+        let entry = sidekey.entry(&asked.request_id()).await;
+        assert_eq!(entry["cost_usd"], cost, "{entry}");
+        assert_eq!(entry["tokens"][figure.0], figure.1, "{entry}");
+        assert!(entry["price_version"].as_str().unwrap_or_default().starts_with(version), "{entry}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_budget_and_a_model_without_a_price() {
     let provider = provider().await;
     let sidekey = Sidekey::with("openai", &provider.url()).await;
