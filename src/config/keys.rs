@@ -154,6 +154,12 @@ pub static KEYS: &[Key] = &[
     key("store.queue_capacity", Kind::Integer, "65536", "Entries that wait for a commit at most."),
     key("store.retention_days", Kind::Integer, "90", "Days the ledger is kept; 0 is for ever."),
     key(
+        "store.rollup_days",
+        Kind::Integer,
+        "400",
+        "Days the sums of each day are kept, by which usage is answered; 0 is for ever.",
+    ),
+    key(
         "log.format",
         Kind::Word(&["auto", "pretty", "json"]),
         "\"auto\"",

@@ -217,11 +217,6 @@ impl<'a> StoredEntry<'a> {
             ScopeId::User(id) => self.user == Some(&**id),
         }
     }
-
-    /// The model a caller knows: the one asked for, else the one the provider named.
-    pub(super) fn model(&self) -> Option<&'a str> {
-        self.model_requested.or(self.model_reported)
-    }
 }
 
 /// An entry in [`Form::V1`].

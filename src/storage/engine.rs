@@ -39,10 +39,11 @@ pub(super) enum Tree {
     Limits,
     Ledger,
     Named,
+    Rollups,
 }
 
 impl Tree {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Meta,
         Self::VirtualKeys,
         Self::ProviderKeys,
@@ -51,8 +52,9 @@ impl Tree {
         Self::Limits,
         Self::Ledger,
         Self::Named,
+        Self::Rollups,
     ];
-    /// All but the ledger: what the recovery file holds.
+    /// All but the ledger and its roll-ups: what the recovery file holds.
     pub(super) const SMALL: [Self; 7] =
         [Self::Meta, Self::VirtualKeys, Self::ProviderKeys, Self::Secrets, Self::Counters, Self::Limits, Self::Named];
     /// Changed together, by an operator, and covered by the manifest: its form has their sums in this order.
@@ -66,6 +68,7 @@ impl Tree {
             Self::Meta => "meta",
             Self::Named => "named",
             Self::ProviderKeys => "provider_keys",
+            Self::Rollups => "rollups",
             Self::Secrets => "secrets",
             Self::VirtualKeys => "virtual_keys",
         }
@@ -151,6 +154,11 @@ impl Engine {
         // Read-only: all it is for is `sync_data`.
         let file = File::open(dir.join("db"))?;
         Ok(Self { trees, db, file })
+    }
+
+    /// Bytes of its main file.
+    pub(super) fn file_len(&self) -> Result<u64, EngineError> {
+        Ok(self.file.metadata()?.len())
     }
 
     pub(super) fn tree(&self, tree: Tree) -> &sled::Tree {

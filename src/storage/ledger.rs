@@ -15,9 +15,10 @@ use crate::unit::Usage;
 
 use super::block::StoredEntry;
 use super::engine::EngineError;
-use super::query::{self, Dimension, LedgerFilter, Page, Source, UsageReport};
+use super::query::{self, LedgerFilter, Page, Source};
 use super::reservations::Slot;
 use super::shared::{Command, Handle, Pending, Queued};
+use super::usage::{self, Dimension, UsageReport};
 use super::{Durability, QueueFull, StoreError};
 
 /// Records entries and answers questions about them. Cloning shares it.
@@ -96,7 +97,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::query`].
     pub async fn usage(&self, filter: LedgerFilter, by: Dimension) -> Result<UsageReport, StoreError> {
-        self.read(move |source| query::usage(source, &filter, by)).await
+        self.read(move |source| usage::usage(source, &filter, by)).await
     }
 
     async fn read<T: Send + 'static>(
@@ -111,9 +112,10 @@ impl Ledger {
         };
         let shared = self.shared.clone();
         let work = move || {
-            let tree = shared.ledger.read().unwrap_or_else(PoisonError::into_inner);
-            let tree = tree.as_ref().ok_or_else(|| StoreError::Unavailable("the ledger is being reopened".into()))?;
-            let (answer, damaged) = question(&Source { tree, pending: &pending })?;
+            let trees = shared.ledger.read().unwrap_or_else(PoisonError::into_inner);
+            let trees = trees.as_ref().ok_or_else(|| StoreError::Unavailable("the ledger is being reopened".into()))?;
+            let source = Source { tree: &trees.blocks, rollups: &trees.rollups, pending: &pending };
+            let (answer, damaged) = question(&source)?;
             if damaged > 0 {
                 shared.metrics.damaged_blocks.inc_by(damaged);
                 tracing::error!(blocks = damaged, "ledger blocks are unreadable and were left out");

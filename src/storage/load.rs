@@ -22,6 +22,7 @@ use super::engine::{Change, Engine, EngineError, Tree, guarded};
 use super::journal::Frame;
 use super::named::{Kind, NamedState};
 use super::records::{checksum, open_row, read_record};
+use super::rollup;
 use super::tail::{BlocksEnd, Tail};
 use super::vault::{Place, Vault, VaultError};
 
@@ -158,7 +159,7 @@ pub(super) fn load(engine: &Engine, vault: &Vault, journal: &[Frame]) -> Result<
 
     let (as_of, saved) = read_counters(engine, vault)?;
     let blocks = BlocksEnd::find(engine)?;
-    let tail = Tail::resume(blocks, journal, as_of.seq);
+    let tail = Tail::resume(blocks, journal, as_of.seq.max(rollup::as_of(engine)?));
     // The journal starts anew only when everything before it has reached the disk.
     let journal_seq = journal.first().map_or(0, |frame| frame.first_seq);
     let lost = journal_seq.saturating_sub(blocks.next_seq);

@@ -18,7 +18,7 @@
 //! | `load`, `recover`, `lock`, `backup` | opening, damage, one owner, files to keep |
 //! | `records`, `named`, `snapshot` | changes of keys and of named records, and the view of them |
 //! | `scopes` | keys, users, teams and plans in use, and what limits they are held to |
-//! | `ledger`, `reservations`, `journal`, `tail`, `block`, `query`, `counters` | entries: in, safe, packed, out, summed |
+//! | `ledger`, `reservations`, `journal`, `tail`, `block`, `counters`, `query`, `rollup`, `usage` | entries: in, safe, packed, summed, out |
 //! | `reference` | secrets that lie elsewhere |
 //! | `key_metrics` | what keys used, as metrics |
 //! | `shared`, `writer` | the queue and the thread behind it |
@@ -41,12 +41,14 @@ mod records;
 mod recover;
 mod reference;
 mod reservations;
+mod rollup;
 mod scopes;
 mod shared;
 mod snapshot;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod vault;
 mod writer;
 
@@ -78,6 +80,7 @@ use named::Record;
 use records::{Request, Stored};
 use recover::{Layout, Opened};
 use reservations::{Reservations, Slot};
+use rollup::Rollup;
 use scopes::Scopes;
 use shared::Queued;
 use shared::{Command, Handle, Shared};
@@ -87,10 +90,11 @@ pub use error::{QueueFull, RecordId, StoreError};
 pub use ledger::{Commit, EntryPlace, Ledger};
 pub use master::{MasterKey, MasterKeyError, MasterKeyInputs, MasterKeySource};
 pub use named::{Kind, Named, NamedState};
-pub use query::{BadDimension, Cursor, Dimension, LedgerFilter, Page, UsageGroup, UsageReport, UsageTotals};
+pub use query::{Cursor, LedgerFilter, Page};
 pub use reference::{ReferenceError, References};
 pub use scopes::{KeyState, ModelList, ScopeState, scopes_of};
 pub use snapshot::{EnvironmentKey, KeyStats, ProviderKeyState, ProviderKeyStats, Snapshot};
+pub use usage::{BadDimension, Dimension, UsageGroup, UsageReport, UsageTotals};
 pub use vault::{Place, Vault, VaultError};
 
 /// Commands that wait for the writer at most.
@@ -119,11 +123,19 @@ pub struct StoreSection {
     pub queue_capacity: usize,
     /// Days the ledger is kept; 0 is for ever.
     pub retention_days: u32,
+    /// Days its sums are kept, by which usage is answered; 0 is for ever.
+    pub rollup_days: u32,
 }
 
 impl Default for StoreSection {
     fn default() -> Self {
-        Self { durability: Durability::Group, commit_interval_ms: 10, queue_capacity: 65_536, retention_days: 90 }
+        Self {
+            durability: Durability::Group,
+            commit_interval_ms: 10,
+            queue_capacity: 65_536,
+            retention_days: 90,
+            rollup_days: 400,
+        }
     }
 }
 
@@ -209,6 +221,7 @@ impl Store {
         let aborted = aborted(&opened, &reservations, held)?;
         let (snapshot, touched) = first_snapshot(&mut opened, environment_keys, &prices, &clock, watch)?;
         charge(&snapshot, &aborted);
+        let rollup = Rollup::resume(&opened.engine, &opened.loaded.tail)?;
         let (commands, command_queue) = sync_channel(COMMANDS_MAX);
         let (entries, entry_queue) = channel();
         let shared = Shared::new(snapshot, clock, &metrics, section.queue_capacity, commands, entries, reservations);
@@ -224,6 +237,7 @@ impl Store {
             vault,
             section: section.clone(),
             opened,
+            rollup,
             aborted,
             touched,
             journal,
@@ -608,10 +622,10 @@ fn write_backup(shared: &Shared, head: backup::Head, rows: &backup::Rows, path: 
     }
     let first_pending = rows.iter().find(|(tree, ..)| *tree == engine::Tree::Ledger);
     let first_pending = first_pending.and_then(|(_, key, _)| block::BlockKey::from_bytes(key)).map(|at| at.first_seq);
-    let tree = shared.ledger.read().unwrap_or_else(PoisonError::into_inner);
-    let tree = tree.as_ref().ok_or_else(|| StoreError::Unavailable("the ledger is being reopened".to_owned()))?;
+    let trees = shared.ledger.read().unwrap_or_else(PoisonError::into_inner);
+    let trees = trees.as_ref().ok_or_else(|| StoreError::Unavailable("the ledger is being reopened".to_owned()))?;
     engine::guarded(|| {
-        for row in tree.iter() {
+        for row in trees.blocks.iter() {
             let (key, value) = row?;
             // A block written since the rows were handed out holds the pending entries again.
             let first_seq = block::BlockKey::from_bytes(&key).map(|at| at.first_seq);

@@ -4,7 +4,7 @@
 //!
 //! `format` is the store's version; `store/` is sled's; `journal` holds the last entries; `reservations` the open requests;
 //! `recovery` holds the small trees as of the last change of a record; a damaged `store/` becomes `store.damaged-<time>` and
-//! is never deleted.
+//! is never deleted; `store.rebuilt` and `store.old` are there while one takes the place of the other.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -57,6 +57,10 @@ impl Layout {
         self.dir.join("store.rebuilt")
     }
 
+    fn replaced(&self) -> PathBuf {
+        self.dir.join("store.old")
+    }
+
     fn aside(&self, why: &str, now_ms: u64) -> PathBuf {
         self.dir.join(format!("store.{why}-{now_ms}"))
     }
@@ -97,6 +101,7 @@ fn open_or_recover(
     now_ms: u64,
     is_new: bool,
 ) -> Result<Opened, StoreError> {
+    tidy(layout)?;
     prepare_dir(&layout.store())?;
     let damage = match Engine::open(&layout.store()) {
         Ok(engine) => match load(&engine, vault, journal) {
@@ -112,6 +117,17 @@ fn open_or_recover(
         Err(error) => return Err(refusal(layout, error.into())),
     };
     recover(layout, vault, journal, &damage, now_ms)
+}
+
+/// Ends what [`put_compacted`] began in a process that ended in the middle of it.
+fn tidy(layout: &Layout) -> Result<(), StoreError> {
+    let old = layout.replaced();
+    if old.exists() && !layout.store().exists() {
+        rename(&old, &layout.store())?;
+    } else if old.exists() {
+        fs::remove_dir_all(&old).map_err(|source| StoreError::io("cannot remove", &old, source))?;
+    }
+    Ok(())
 }
 
 /// What a store that looks whole lacks of its recovery file: a damaged log ends early, and what came later is gone
@@ -234,6 +250,38 @@ fn rebuild(layout: &Layout, from: &Path) -> Result<Engine, StoreError> {
     })?;
     engine.apply(chunk.0, chunk.1)?;
     Ok(engine)
+}
+
+/// A copy of a store at [`Layout::rebuilt`], without the room that removed rows have left.
+pub(super) fn compact(layout: &Layout, engine: &Engine) -> Result<(), EngineError> {
+    let rebuilt = layout.rebuilt();
+    match fs::remove_dir_all(&rebuilt) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    prepare_dir(&rebuilt).map_err(io::Error::other)?;
+    let copy = Engine::open(&rebuilt)?;
+    for tree in Tree::ALL {
+        let mut chunk = Rows::new();
+        let mut rows = engine.tree(tree).iter();
+        while let Some(row) = guarded(|| Ok(rows.next().transpose()?))? {
+            chunk.push((row.0.to_vec(), Some(row.1.to_vec())));
+            if chunk.len() == CHUNK {
+                copy.apply(tree, std::mem::take(&mut chunk))?;
+            }
+        }
+        copy.apply(tree, chunk)?;
+    }
+    copy.sync()
+}
+
+/// Puts that copy in the store's place; the engine that was there must be gone.
+pub(super) fn put_compacted(layout: &Layout) -> Result<Engine, EngineError> {
+    fs::rename(layout.store(), layout.replaced())?;
+    fs::rename(layout.rebuilt(), layout.store())?;
+    fs::File::open(&layout.dir)?.sync_all()?;
+    fs::remove_dir_all(layout.replaced())?;
+    Engine::open(&layout.store())
 }
 
 /// Copies the ledger blocks that are whole from a damaged store; the number of them.

@@ -42,6 +42,13 @@ pub(super) struct Pending {
     pub(super) entries: Packed,
 }
 
+/// What readers of the ledger read.
+#[derive(Debug)]
+pub(super) struct LedgerTrees {
+    pub(super) blocks: sled::Tree,
+    pub(super) rollups: sled::Tree,
+}
+
 /// What handles ask of the writer.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -60,9 +67,9 @@ pub(super) struct Shared {
     pub(super) snapshot: ArcSwap<Snapshot>,
     pub(super) clock: Clock,
     pub(super) metrics: StoreMetrics,
-    /// The ledger's tree for readers; `None` while the engine is being reopened. Readers hold the lock while they
-    /// scan; the writer takes it only to take the tree away.
-    pub(super) ledger: RwLock<Option<sled::Tree>>,
+    /// The ledger's trees for readers; `None` while the engine is being reopened. Readers hold the lock while they
+    /// scan; the writer takes it only to take the trees away.
+    pub(super) ledger: RwLock<Option<LedgerTrees>>,
     pub(super) health: Mutex<StoreHealth>,
     commands: SyncSender<Command>,
     entries: Sender<Queued>,

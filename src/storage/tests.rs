@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::process::{Command as Process, Stdio};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -30,7 +31,7 @@ fn options(dir: &Path) -> StoreOptions {
         master: MasterKeyInputs::default(),
         environment_keys: Vec::new(),
         prices: Arc::default(),
-        section: StoreSection { commit_interval_ms: 1, retention_days: 0, ..StoreSection::default() },
+        section: StoreSection { commit_interval_ms: 1, retention_days: 0, rollup_days: 0, ..StoreSection::default() },
         clock: Clock::system(),
         metrics: Metrics::default(),
     }
@@ -843,5 +844,196 @@ async fn kill_loses_nothing_acknowledged() {
             // Entries from before the key was made are not its own: the first rounds make them.
             assert!(counted <= group.totals.requests && counted + 40 >= group.totals.requests, "round {round}");
         }
+    }
+}
+
+/// The sums of these entries, made one by one.
+fn summed(entries: &[Entry], filter: &LedgerFilter, by: Dimension) -> BTreeMap<Option<String>, (u64, u64, u64, u64)> {
+    let mut sums = BTreeMap::new();
+    let same = |want: &Option<String>, is: Option<&str>| want.is_none() || want.as_deref() == is;
+    let text = |text: &Option<Arc<str>>| text.as_deref().map(str::to_owned);
+    for entry in entries {
+        let model = entry.model_requested.as_deref();
+        let fits = filter.from_ms.is_none_or(|from| entry.time_ms >= from)
+            && filter.to_ms.is_none_or(|to| entry.time_ms < to)
+            && (filter.key.is_none() || filter.key == entry.virtual_key)
+            && (filter.key_source.is_none() || filter.key_source == entry.key_source)
+            && same(&filter.user, entry.user.as_deref())
+            && same(&filter.group, entry.group.as_deref())
+            && (same(&filter.model, model) || same(&filter.model, entry.model_reported.as_deref()));
+        if !fits {
+            continue;
+        }
+        let value = match by {
+            Dimension::Day => Some(crate::clock::rfc3339(entry.time_ms)[..10].to_owned()),
+            Dimension::Endpoint => Some(entry.endpoint.to_string()),
+            Dimension::Group => text(&entry.group),
+            Dimension::Key => entry.virtual_key.map(|id| id.to_string()),
+            Dimension::Model => text(&entry.model_requested).or_else(|| text(&entry.model_reported)),
+            Dimension::None => None,
+            Dimension::Plan => text(&entry.plan),
+            Dimension::Provider => Some(entry.provider.to_string()),
+            Dimension::ProviderKey => entry.provider_key.map(|id| id.to_string()),
+            Dimension::Source => entry.key_source.map(|source| source.as_str().to_owned()),
+            Dimension::Team => text(&entry.team),
+            Dimension::User => text(&entry.user),
+        };
+        let sum: &mut (u64, u64, u64, u64) = sums.entry(value).or_default();
+        sum.0 += 1;
+        sum.1 += u64::from(entry.outcome != Outcome::Ok);
+        sum.2 += entry.tokens.billable();
+        sum.3 += entry.cost_nano_usd.unwrap_or(0);
+    }
+    sums
+}
+
+mod rolled_up {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: u64 = 86_400_000;
+
+    fn filters() -> impl Strategy<Value = (LedgerFilter, Dimension)> {
+        let time = || proptest::option::of(prop_oneof![Just(0), Just(DAY), Just(3 * DAY), 0..6 * DAY]);
+        let maybe = |values: &'static [&'static str]| proptest::option::of(proptest::sample::select(values));
+        let start = START_MS / DAY * DAY;
+        (
+            (time(), time()),
+            proptest::option::of(0..3_u64),
+            maybe(&["alice", "bob"]),
+            maybe(&["gpt-4o-mini", "gpt-4o-mini-2024-07-18", "other"]),
+            proptest::option::weighted(0.1, Just("job-1")),
+            proptest::sample::select(&Dimension::ALL[..]),
+        )
+            .prop_map(move |((from, to), key, user, model, group, by)| {
+                let text = |text: Option<&str>| text.map(str::to_owned);
+                let filter = LedgerFilter {
+                    from_ms: from.map(|from| start + from),
+                    to_ms: to.map(|to| start + to),
+                    key: key.map(id),
+                    user: text(user),
+                    model: text(model),
+                    group: text(group),
+                    ..LedgerFilter::default()
+                };
+                (filter, by)
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+        /// Roll-ups, blocks and what is in neither yet give together what the entries do, whenever they are asked.
+        #[test]
+        fn usage_is_the_sum_of_the_entries(
+            steps in proptest::collection::vec((0..40_u64, 0..20 * 3_600_000_u64, 0..4_u8), 1..25),
+            questions in proptest::collection::vec(filters(), 6),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let clock = Clock::manual(START_MS);
+            let options = || StoreOptions { clock: clock.clone(), ..options(dir.path()) };
+            let mut store = Store::open(options()).unwrap();
+            let mut entries = Vec::new();
+            for (count, pass, then) in steps {
+                clock.advance_ms(pass);
+                for n in 0..count {
+                    // Some arrived the day before and were long in coming.
+                    let late = if n % 7 == 0 { 5 * 3_600_000 } else { 0 };
+                    let entry = Entry { time_ms: clock.wall_ms().saturating_sub(late), ..entry(n) };
+                    store.ledger().record(entry.clone()).unwrap();
+                    entries.push(entry);
+                }
+                match then {
+                    0 => {
+                        store.close();
+                        drop(store);
+                        store = Store::open(options()).unwrap();
+                    }
+                    1 => runtime.block_on(store.ledger().flush()).unwrap(),
+                    // Enough for the sums to be saved.
+                    2 => clock.advance_ms(1_500),
+                    _ => {}
+                }
+            }
+            for (filter, by) in questions {
+                let report = runtime.block_on(store.ledger().usage(filter.clone(), by)).unwrap();
+                let want = summed(&entries, &filter, by);
+                let sum = |totals: &UsageTotals| {
+                    (totals.requests, totals.failed, totals.tokens.billable(), totals.cost_nano_usd.unwrap_or(0))
+                };
+                let all = want.values().fold((0, 0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2, a.3 + b.3));
+                prop_assert_eq!(sum(&report.totals), all, "{:?}", filter);
+                if by != Dimension::None {
+                    let groups = report.groups.iter().map(|group| (group.value.clone(), sum(&group.totals)));
+                    prop_assert_eq!(groups.collect::<BTreeMap<_, _>>(), want, "{:?} by {}", filter, by.as_str());
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_pruned_gives_its_room_back_and_its_sums_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START_MS);
+    let section = StoreSection { retention_days: 10, ..options(dir.path()).section };
+    let options = || StoreOptions { clock: clock.clone(), section: section.clone(), ..options(dir.path()) };
+    let store = Store::open(options()).unwrap();
+    store.create_virtual_key(virtual_key(1)).await.unwrap();
+    let ledger = store.ledger();
+    let count = 220_000;
+    for n in 0..count {
+        ledger.record(Entry { time_ms: clock.wall_ms(), ..entry(n) }).unwrap();
+        if n % 2_000 == 0 {
+            ledger.flush().await.unwrap();
+            clock.advance_ms(2_000);
+        }
+    }
+    ledger.flush().await.unwrap();
+    let size = || fs::metadata(dir.path().join("store/db")).unwrap().len();
+    let (before, sums) = (size(), ledger.usage(LedgerFilter::default(), Dimension::Key).await.unwrap());
+    drop(store);
+    clock.advance_ms(20 * 86_400_000);
+    let store = Store::open(options()).unwrap();
+    for n in 0..10 {
+        store.ledger().record(Entry { time_ms: clock.wall_ms(), ..entry(n) }).unwrap();
+    }
+    let mut rounds = 0;
+    while size() > before / 4 {
+        rounds += 1;
+        assert!(rounds < 3_000, "{before} bytes became {}", size());
+        clock.advance_ms(3_700_000);
+        store.ledger().flush().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("{before} bytes of {count} entries became {}", size());
+    let entries = all(&store).await;
+    // The last block stays.
+    assert!((10..100).contains(&entries.len()), "{} entries", entries.len());
+    let after = store.ledger().usage(LedgerFilter::default(), Dimension::Key).await.unwrap();
+    assert_eq!(after.totals.requests, sums.totals.requests + 10);
+    assert!(store.snapshot().virtual_key(id(1)).is_some());
+    drop(store);
+    let store = Store::open(options()).unwrap();
+    assert_eq!((all(&store).await.len(), store.health().recovered), (entries.len(), None));
+}
+
+#[tokio::test]
+async fn a_store_without_roll_ups_gets_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    (0..300).for_each(|n| store.ledger().record(entry(n)).unwrap());
+    store.ledger().flush().await.unwrap();
+    let want = store.ledger().usage(LedgerFilter::default(), Dimension::Model).await.unwrap();
+    drop(store);
+    let engine = engine::Engine::open(&dir.path().join("store")).unwrap();
+    let rows = engine.rows(engine::Tree::Rollups).unwrap().into_iter().map(|(key, _)| (key.to_vec(), None));
+    engine.commit_one(engine::Tree::Rollups, rows.collect()).unwrap();
+    drop(engine);
+    for _ in 0..2 {
+        let store = open(&dir);
+        assert_eq!(store.ledger().usage(LedgerFilter::default(), Dimension::Model).await.unwrap(), want);
     }
 }

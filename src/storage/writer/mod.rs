@@ -35,8 +35,9 @@ use super::load::{Manifest, Start, walk};
 use super::lock::DirLock;
 use super::records::{Edit, Request, Stored};
 use super::recover::{self, Layout, Opened};
+use super::rollup::Rollup;
 use super::scopes::{self, consumed, counted};
-use super::shared::{Command, Handle, Pending, Queued, answer};
+use super::shared::{Command, Handle, LedgerTrees, Pending, Queued, answer};
 use super::snapshot::Snapshot;
 use super::tail::Tail;
 use super::vault::Vault;
@@ -75,6 +76,9 @@ pub(super) struct Writer {
     hand: Vec<Queued>,
     batch: Packed,
     counters: Saved,
+    rollup: Rollup,
+    /// Bytes of blocks removed since the store was last written anew.
+    pruned: u64,
     touched: HashSet<ScopeId>,
     gone: Vec<KeyId>,
     due: Due,
@@ -113,6 +117,7 @@ pub(super) struct Parts {
     pub(super) vault: Vault,
     pub(super) section: StoreSection,
     pub(super) opened: Opened,
+    pub(super) rollup: Rollup,
     /// Entries of the last process that it did not live to record.
     pub(super) aborted: Vec<Queued>,
     /// What was used since it was last saved.
@@ -123,8 +128,20 @@ pub(super) struct Parts {
 
 impl Writer {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { shared, commands, entries, layout, vault, section, opened, aborted, touched, journal, lock } =
-            parts;
+        let Parts {
+            shared,
+            commands,
+            entries,
+            layout,
+            vault,
+            section,
+            opened,
+            rollup,
+            aborted,
+            touched,
+            journal,
+            lock,
+        } = parts;
         shared.given(aborted.len());
         let Opened { engine, loaded, .. } = opened;
         let now = shared.clock.now();
@@ -134,6 +151,8 @@ impl Writer {
             tail: loaded.tail,
             counters: Saved { as_of: loaded.as_of, scopes: loaded.saved, rates: loaded.rates },
             hand: aborted,
+            rollup,
+            pruned: 0,
             batch: Packed::default(),
             touched,
             gone,
@@ -211,7 +230,8 @@ impl Writer {
     }
 
     fn put_engine(&mut self, engine: Engine) {
-        *self.write_ledger() = Some(engine.tree(Tree::Ledger).clone());
+        let tree = |tree| engine.tree(tree).clone();
+        *self.write_ledger() = Some(LedgerTrees { blocks: tree(Tree::Ledger), rollups: tree(Tree::Rollups) });
         self.engine = Some(engine);
         self.note_up();
     }
@@ -222,7 +242,7 @@ impl Writer {
         self.shared.note_health(|health| health.up = up);
     }
 
-    fn write_ledger(&self) -> std::sync::RwLockWriteGuard<'_, Option<sled::Tree>> {
+    fn write_ledger(&self) -> std::sync::RwLockWriteGuard<'_, Option<LedgerTrees>> {
         self.shared.ledger.write().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -283,6 +303,11 @@ impl Writer {
         self.tail = loaded.tail;
         self.gone = orphans(&loaded.saved, &next);
         self.counters = Saved { as_of: loaded.as_of, scopes: loaded.saved, rates: loaded.rates };
+        // What was added in memory is in the ledger too, and added again from there.
+        match Rollup::resume(&engine, &self.tail) {
+            Ok(rollup) => self.rollup = rollup,
+            Err(error) => tracing::error!(%error, "roll-ups are behind the ledger until the next start"),
+        }
         // Every counter is compared with what is saved: which ones the lost commits held is not known.
         self.touched = next.all_used().collect();
         self.put_engine(engine);
@@ -474,7 +499,9 @@ impl Writer {
     fn note_committed(&mut self) {
         let snapshot = self.shared.snapshot.load();
         let count = self.hand.len();
+        let mut rolled = Ok(());
         for Queued { entry, done, slot } in self.hand.drain(..) {
+            rolled = rolled.and_then(|()| self.rollup.add(self.engine.as_ref(), &entry));
             for id in counted(&entry) {
                 if let Some((stats, scope)) = snapshot.used(&id) {
                     stats.add(&entry);
@@ -488,6 +515,10 @@ impl Writer {
             if let Some(done) = done {
                 answer(done, ());
             }
+        }
+        if let Err(error) = rolled {
+            // Reopened, it starts from what is on disk.
+            self.fail(&error);
         }
         self.shared.took(count);
         self.shared.metrics.entries.inc_by(count as u64);
@@ -526,7 +557,7 @@ impl Writer {
     fn export(&mut self) -> Result<(backup::Head, backup::Rows), StoreError> {
         let engine = self.writable()?;
         let mut rows = backup::Rows::new();
-        for tree in Tree::SMALL {
+        for tree in Tree::SMALL.into_iter().chain([Tree::Rollups]) {
             rows.extend(engine.rows(tree)?.into_iter().map(|(key, value)| (tree, key.to_vec(), value.to_vec())));
         }
         let pending = self.tail.plain_blocks(self.shared.clock.wall_ms());

@@ -9,8 +9,9 @@ use crate::limit::Moment;
 use super::super::backup;
 use super::super::block::Head;
 use super::super::counters::{AS_OF, AsOf, Saved, row_key, saved_row};
-use super::super::engine::{EngineError, Tree, guarded};
+use super::super::engine::{Engine, EngineError, Tree, guarded};
 use super::super::tail::Rows;
+use super::super::{recover, rollup};
 use super::Writer;
 
 /// How often counters and limits are saved, when they changed.
@@ -20,6 +21,8 @@ const LOOK_PER_KEY: Nanos = 10_000;
 const PRUNE_EVERY: Nanos = 3_600_000_000_000;
 /// Blocks removed in one commit at most.
 const PRUNE_MAX: usize = 512;
+/// Below this a store is not written anew.
+const COMPACT_MIN: u64 = 8 << 20;
 const DAY_MS: u64 = 86_400_000;
 
 impl Writer {
@@ -29,6 +32,7 @@ impl Writer {
         }
         self.due.save = now.saturating_add(SAVE_EVERY);
         let wrote = self.save_counters()?;
+        let wrote = self.save_rollups()? || wrote;
         let wrote = self.save_limits(now, closing)? || wrote;
         match &self.engine {
             Some(engine) if wrote => engine.flush(),
@@ -88,6 +92,20 @@ impl Writer {
         Ok(true)
     }
 
+    fn save_rollups(&mut self) -> Result<bool, EngineError> {
+        let Some(engine) = &self.engine else { return Ok(false) };
+        let next_seq = self.tail.next_seq();
+        let rows = self.rollup.rows(engine, next_seq)?;
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        // As for counters.
+        self.journal.sync()?;
+        engine.apply(Tree::Rollups, rows)?;
+        self.rollup.saved(next_seq);
+        Ok(true)
+    }
+
     fn save_limits(&mut self, now: Nanos, closing: bool) -> Result<bool, EngineError> {
         let Some(engine) = &self.engine else { return Ok(false) };
         if (!closing && now < self.due.look) && self.gone.is_empty() {
@@ -126,28 +144,70 @@ impl Writer {
     /// Removes blocks from the front whose last entry is older than is kept.
     pub(super) fn prune_if_due(&mut self, now: Nanos, closing: bool) -> Result<(), EngineError> {
         let Some(engine) = &self.engine else { return Ok(()) };
-        if now < self.due.prune || closing || self.section.retention_days == 0 {
+        if now < self.due.prune || closing {
             return Ok(());
         }
+        self.prune_rollups(engine)?;
+        let mut pruned = 0;
         let kept_ms = u64::from(self.section.retention_days) * DAY_MS;
-        let cutoff = self.shared.clock.wall_ms().saturating_sub(kept_ms);
+        // Without a bound, nothing is too old.
+        let cutoff = if kept_ms == 0 { 0 } else { self.shared.clock.wall_ms().saturating_sub(kept_ms) };
         let rows: Rows = guarded(|| {
             let mut rows = Rows::new();
-            for row in engine.tree(Tree::Ledger).iter().take(PRUNE_MAX) {
+            let mut blocks = engine.tree(Tree::Ledger).iter().take(PRUNE_MAX).peekable();
+            while let Some(row) = blocks.next() {
                 let (key, value) = row?;
+                if rows.len() + 1 < PRUNE_MAX && blocks.peek().is_none() {
+                    // The last one stays: it says where the ledger has come to.
+                    break;
+                }
                 // A block nobody can read ages by its neighbours: it goes when it is at the front.
                 if Head::read(&value).is_some_and(|head| head.latest_ms >= cutoff) {
                     break;
                 }
+                pruned += (key.len() + value.len()) as u64;
                 rows.push((key.to_vec(), None));
             }
             Ok(rows)
         })?;
+        self.pruned += pruned;
         let more = rows.len() == PRUNE_MAX;
         if !rows.is_empty() {
             engine.commit_one(Tree::Ledger, rows)?;
         }
         self.due.prune = if more { now } else { now.saturating_add(PRUNE_EVERY) };
+        if more { Ok(()) } else { self.compact_if_worth_it() }
+    }
+
+    /// Removes sums that are older than they are kept. Some at a time; the rest next time.
+    fn prune_rollups(&self, engine: &Engine) -> Result<(), EngineError> {
+        if self.section.rollup_days == 0 {
+            return Ok(());
+        }
+        let first = (self.shared.clock.wall_ms() / DAY_MS).saturating_sub(self.section.rollup_days.into());
+        let rows = rollup::removals(engine, first, PRUNE_MAX)?;
+        if rows.is_empty() { Ok(()) } else { engine.commit_one(Tree::Rollups, rows) }
+    }
+
+    /// Writes the store anew when much of its file is of rows that are gone: sled uses their room again, and never gives
+    /// it back. Entries wait in the queue meanwhile, a second or so for a million.
+    fn compact_if_worth_it(&mut self) -> Result<(), EngineError> {
+        let Some(engine) = &self.engine else { return Ok(()) };
+        let len = engine.file_len()?;
+        if self.pruned < COMPACT_MIN || self.pruned < len / 4 {
+            return Ok(());
+        }
+        self.pruned = 0;
+        recover::compact(&self.layout, engine)?;
+        *self.write_ledger() = None;
+        self.engine = None;
+        let engine = recover::put_compacted(&self.layout)?;
+        tracing::info!(
+            before = len,
+            after = engine.file_len()?,
+            "the store was written anew, without what was removed"
+        );
+        self.put_engine(engine);
         Ok(())
     }
 
