@@ -3,10 +3,13 @@
 //! Owns connections and certificates; knows no keys, no providers and no limits.
 
 pub mod body;
+pub mod ca;
 pub mod dial;
 pub mod drain;
 pub mod listener;
 mod patient;
+pub mod sni;
+pub mod splice;
 pub mod tls;
 pub mod tunnel;
 pub mod upstream;
