@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use crate::control::socket::SocketError;
+use crate::net::ca::CaError;
 use crate::net::tls::TlsError;
 use crate::provider::ConfigFault;
 use crate::storage::StoreError;
@@ -18,6 +20,17 @@ pub enum StartError {
         key: &'static str,
         /// What it says.
         address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The local CA cannot be made or read.
+    #[error("the local CA: {0}")]
+    Ca(#[from] CaError),
+    /// The files of the local CA's roots cannot be written.
+    #[error("cannot write the roots of the local CA into {}: {source}", dir.display())]
+    CaFiles {
+        /// Where to.
+        dir: PathBuf,
         /// Why not.
         source: io::Error,
     },

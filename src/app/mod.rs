@@ -4,6 +4,7 @@
 //! serves admin API, telemetry and references (`sidekey-control`), so that nothing an operator asks can delay a
 //! request; the store and the counting of tokens have threads of their own. Leaves what a command prints to `cli`.
 
+mod ca;
 mod control;
 mod error;
 mod harden;
@@ -23,9 +24,10 @@ use crate::clock::Clock;
 use crate::config::{Environment, Loaded};
 use crate::control::health::{Check, Readiness};
 use crate::control::{ControlState, Explainer, Facts, Listening};
+use crate::ingress::FrontParts;
 use crate::metrics::Metrics;
 use crate::net::drain::Drain;
-use crate::net::listener;
+use crate::net::listener::{self, Patience};
 use crate::net::tls::TlsClient;
 use crate::provider::Registry;
 use crate::proxy::{ProxyParts, Shared};
@@ -88,6 +90,7 @@ impl Running {
             access_log: loaded.config.log.access,
         };
         let shared = Arc::new(Shared::new(&parts, &metrics)?);
+        let (ca, roots) = ca::start(loaded, &store, &registry, &clock)?;
         let readiness = Readiness::new(vec![store_check(&store)]);
         let listening = Listening {
             proxy: listener.local_addr()?,
@@ -105,18 +108,31 @@ impl Running {
                 listening: Some(listening.clone()),
             },
             readiness: readiness.clone(),
-            tester: tester::with(&store, &registry, environment, tls, clock.clone()),
+            roots: Some(roots),
+            tester: tester::with(&store, &registry, environment, tls.clone(), clock.clone()),
             explainer: explainer(&store, &registry, &clock),
-            clock,
+            clock: clock.clone(),
         });
+
+        let (drain, hurry) = (Arc::new(Drain::default()), Arc::new(Drain::default()));
+        let front = FrontParts {
+            ca,
+            section: loaded.config.connect.clone(),
+            own_ports: listening.ports().collect(),
+            metrics: metrics.clone(),
+            patience: Patience { header_timeout: parts.section.header_timeout },
+            connect_timeout: parts.section.connect_timeout,
+            tls,
+            clock,
+            drain: Arc::clone(&drain),
+        };
         let control = control::Control::start(control::Service {
             admin: listen.admin.as_deref().map(|path| (path, admin.clone())),
             telemetry: telemetry.map(|listener| (listener, metrics, readiness.clone())),
             store: store.clone(),
             secrets: environment.secrets(),
         })?;
-        let (drain, hurry) = (Arc::new(Drain::default()), Arc::new(Drain::default()));
-        let worker = worker::Worker { listener, parts, shared: Arc::clone(&shared), drain: Arc::clone(&drain) };
+        let worker = worker::Worker { listener, parts, front, shared: Arc::clone(&shared), drain: Arc::clone(&drain) };
         let worker = worker.start(hurry.watch())?;
         readiness.set_started();
         Ok(Self { listening, admin, readiness, store, shared, drain, hurry, worker, control })

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::ingress::reverse::Reverse;
+use crate::ingress::{Front, FrontParts};
 use crate::net::drain::{Drain, Watch};
-use crate::net::listener::{self, Patience};
+use crate::net::listener;
 use crate::proxy::{Proxy, ProxyParts, Shared};
 
 /// Idle connections to providers are looked through this often.
@@ -22,6 +22,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 pub(super) struct Worker {
     pub(super) listener: TcpListener,
     pub(super) parts: ProxyParts,
+    pub(super) front: FrontParts,
     pub(super) shared: Arc<Shared>,
     pub(super) drain: Arc<Drain>,
 }
@@ -39,14 +40,14 @@ impl Worker {
     }
 
     async fn work(self, mut hurry: Watch) {
-        let Self { listener, parts, shared, drain } = self;
+        let Self { listener, parts, front, shared, drain } = self;
         let listener = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "the listener cannot be polled"),
         };
-        let patience = Patience { header_timeout: parts.section.header_timeout };
+        let patience = front.patience;
         let drain_timeout = parts.section.drain_timeout;
-        let handler = Arc::new(Reverse::new(Proxy::new(parts, &shared, Arc::clone(&drain))));
+        let handler = Arc::new(Front::new(Proxy::new(parts, &shared, Arc::clone(&drain)), front));
         let mut sweep = tokio::time::interval(SWEEP);
         {
             let mut accepting = pin!(listener::accept(listener, Arc::clone(&handler), patience, drain.watch()));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::cli::ca::CaCommand;
 use crate::cli::plan_args::{OwnerCommand, PlanCommand};
 use crate::cli::price_args::PricesCommand;
 use crate::id::{KeyId, Owner};
@@ -115,6 +116,9 @@ pub enum Command {
     /// The kernel's rules that lead an app's connections to sidekey
     #[command(subcommand)]
     Redirect(RedirectCommand),
+    /// The local CA: what clients trust that use sidekey as their proxy
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Checks this installation; every line that fails names its fix
     Doctor,
     /// The configuration

@@ -5,6 +5,7 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::{Hooks, Private, PrivateStart};
 use crate::config::{Environment, Loaded};
 use crate::control::socket::SocketError;
+use crate::ingress::section::CaKeeping;
 
 /// The program's own.
 pub(super) const HOOKS: Hooks = Hooks { explainer: app::explainer, private, run, tester: app::tester };
@@ -16,7 +17,9 @@ fn run(loaded: Loaded, environment: Environment) -> Result<(), Failure> {
 }
 
 /// Starting blocks on the disk and on runtimes of its own, so it has a thread of its own.
-fn private(loaded: Loaded, environment: Environment) -> PrivateStart {
+fn private(mut loaded: Loaded, environment: Environment) -> PrivateStart {
+    // One command needs no root that outlives it.
+    loaded.config.connect.ca = CaKeeping::Ephemeral;
     Box::pin(async move {
         let free = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
         let listen = Listen { proxy: free, telemetry: None, admin: None };
@@ -41,7 +44,10 @@ impl From<StartError> for Failure {
             StartError::Socket(SocketError::InUse(_)) => {
                 Self::new(Exit::Store, text).fix("a daemon runs on this data directory; stop it, or use another")
             }
-            StartError::Io(_) | StartError::Socket(_) => Self::new(Exit::Failure, text),
+            StartError::CaFiles { .. } => {
+                Self::new(Exit::Failure, text).fix("choose another place: --set connect.ca_dir=…")
+            }
+            StartError::Ca(_) | StartError::Io(_) | StartError::Socket(_) => Self::new(Exit::Failure, text),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod alerts;
 pub mod args;
+pub mod ca;
 mod checks;
 pub mod client;
 mod daemon;
@@ -155,6 +156,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Run(_) => (session.hooks.run)(session.loaded, session.environment)?,
         command @ (Command::Alerts { .. }
         | Command::Backup { .. }
+        | Command::Ca(_)
         | Command::Explain(_)
         | Command::Key(_)
         | Command::Ledger(_)
@@ -181,6 +183,7 @@ async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Fa
     let client = &connected.client;
     let done = match command {
         Command::Backup { file } => store::backup(client, &file).await,
+        Command::Ca(command) => ca::run(session, client, command).await,
         Command::Explain(args) => explain::run(session, client, &args).await,
         Command::Key(command) => keys::run(session, client, command).await,
         Command::Ledger(args) => usage::ledger(session, client, &args).await,

@@ -91,6 +91,7 @@ fn state(session: &Session, store: &Store, registry: Arc<Registry>) -> ControlSt
         explainer: (session.hooks.explainer)(store, &registry, &clock),
         store: store.clone(),
         registry,
+        roots: None,
         facts: Facts {
             started_ms: clock.wall_ms(),
             config_file: session.loaded.places.config_file.clone(),

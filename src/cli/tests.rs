@@ -161,6 +161,7 @@ fn commands_speak_to_a_daemon() {
     let tester = (HOOKS.tester)(&store, &registry, &Environment::from_pairs([]));
     let explainer = (HOOKS.explainer)(&store, &registry, &clock);
     let router = crate::control::router(crate::control::ControlState {
+        roots: None,
         store: store.clone(),
         registry,
         clock,

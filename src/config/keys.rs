@@ -21,6 +21,8 @@ pub enum Kind {
     Duration,
     /// A whole number.
     Integer,
+    /// A list of whole numbers.
+    Integers,
     /// `"100/month"`: dollars, and until when they have to last.
     Money,
     /// `{ input = "0.15", output = "0.6" }`, or a table of its own.
@@ -79,6 +81,26 @@ pub static KEYS: &[Key] = &[
         "",
         "Connections redirected by the kernel, as \"127.0.0.1:15001\"; off unless set.",
     ),
+    key(
+        "connect.other_hosts",
+        Kind::Word(&["tunnel", "deny"]),
+        "\"tunnel\"",
+        "What is done with HTTPS_PROXY's hosts that are no provider's: passed through unread, or 403.",
+    ),
+    key("connect.ports", Kind::Integers, "[443, 80]", "The ports of other hosts that may be connected to."),
+    key(
+        "connect.allow_private",
+        Kind::Bool,
+        "false",
+        "Whether other hosts may be at private and loopback addresses; link-local ones never.",
+    ),
+    key(
+        "connect.ca",
+        Kind::Word(&["kept", "ephemeral"]),
+        "\"kept\"",
+        "Where the local CA's key is: sealed in the store, or in memory and new at each start.",
+    ),
+    key("connect.ca_dir", Kind::Text, "", "Where root.pem and bundle.pem are written; <data_dir>/ca unless set."),
     key("keys.prefix", Kind::Text, "\"sk-side\"", "What new virtual keys begin with."),
     key("keys.default_expires_days", Kind::Integer, "365", "Days until a new virtual key expires."),
     key(
@@ -198,6 +220,7 @@ fn example(kind: Kind) -> String {
         Kind::Bool => "true",
         Kind::Duration | Kind::Timeout => "\"30s\"",
         Kind::Integer => "1000",
+        Kind::Integers => "[443]",
         Kind::Money => "\"100/month\"",
         Kind::Price => "{ input = \"0.15\", cached_input = \"0.075\", output = \"0.6\" }",
         Kind::Size => "\"8MiB\"",
@@ -231,6 +254,7 @@ fn property(key: &Key) -> Value {
         Kind::Integer => json!({"type": "integer", "minimum": 0}),
         Kind::Address | Kind::Money | Kind::Text => json!({"type": "string"}),
         Kind::Price => price(),
+        Kind::Integers => json!({"type": "array", "items": {"type": "integer", "minimum": 0}}),
         Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
         Kind::Duration => json!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}),
         Kind::Size => {

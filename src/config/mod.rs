@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ingress::section::ConnectSection;
 use crate::pricing::{ANY, Listing, Overlay, PriceName, PriceTable, Prices};
 use crate::provider::{ConfigFault, ProviderSection, Registry};
 use crate::proxy::section::ProxySection;
@@ -33,6 +34,8 @@ pub use self::places::{FILE_NAME, NoPlace, Places};
 pub struct Config {
     /// Addresses.
     pub listen: ListenSection,
+    /// Clients that use sidekey as a proxy.
+    pub connect: ConnectSection,
     /// What new virtual keys get.
     pub keys: KeysSection,
     /// Bounds of the request path.

@@ -30,6 +30,7 @@
 //! | `/api/backup` | POST: writes the file |
 
 mod alerts;
+mod ca;
 mod explain;
 pub mod health;
 mod keys;
@@ -61,6 +62,7 @@ use crate::provider::Registry;
 use crate::storage::{Store, StoreError};
 use crate::virtual_key::KeysSection;
 
+pub use self::ca::{Roots, generations};
 pub use self::provider_keys::{TestResult, Verdict};
 pub use self::status::{Facts, Listening};
 
@@ -76,6 +78,8 @@ pub struct ControlState {
     pub store: Store,
     /// Providers.
     pub registry: Arc<Registry>,
+    /// The roots of this process; `None` when no daemon runs.
+    pub roots: Option<Roots>,
     /// Time.
     pub clock: Clock,
     /// What new virtual keys get.
@@ -130,6 +134,8 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/usage/groups/{id}", get(usage::of_group))
         .route("/api/ledger", get(usage::ledger))
         .route("/api/alerts", get(alerts::list))
+        .route("/api/ca", get(ca::show))
+        .route("/api/ca/rotate", post(ca::rotate))
         .route("/api/explain", get(explain::explain))
         .route("/api/status", get(status::status))
         .route("/api/backup", post(status::backup))

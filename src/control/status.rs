@@ -43,6 +43,14 @@ pub struct Listening {
     pub admin: Option<PathBuf>,
 }
 
+impl Listening {
+    /// The ports that are sidekey's own.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        let addresses = [Some(self.proxy), self.telemetry, self.transparent];
+        addresses.into_iter().flatten().map(|address| address.port())
+    }
+}
+
 pub(super) async fn status(State(state): State<Arc<ControlState>>) -> Json<Value> {
     let (snapshot, now, facts) = (state.store.snapshot(), state.clock.wall_ms(), &state.facts);
     let active = snapshot.virtual_keys().filter(|key| key.record.status_word(now) == "active").count();

@@ -71,6 +71,7 @@ impl Api {
             })
         });
         let router = router(ControlState {
+            roots: None,
             store: store.clone(),
             registry: Arc::new(Registry::build(&BTreeMap::new(), None).unwrap()),
             clock: clock.clone(),

@@ -9,36 +9,15 @@ use std::sync::Arc;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use crate::net::listener::Handler;
 use crate::provider::Registry;
 use crate::proxy::{AnswerBody, Destination, Inbound, Proxy};
 
-/// Hands requests to a [`Proxy`].
-#[derive(Debug)]
-pub struct Reverse(Proxy);
-
-impl Reverse {
-    /// Before `proxy`.
-    #[must_use]
-    pub fn new(proxy: Proxy) -> Self {
-        Self(proxy)
-    }
-
-    /// Closes connections nobody uses; called now and then by the worker that owns them.
-    pub fn sweep(&self) {
-        self.0.sweep();
-    }
-}
-
-impl Handler for Reverse {
-    type Body = AnswerBody;
-
-    async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<AnswerBody> {
-        let (parts, body) = request.into_parts();
-        let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        let (destination, path) = destination(self.0.registry(), target);
-        self.0.answer(Inbound { parts, body, peer, destination, path }).await
-    }
+/// Answers a request whose path says where it goes.
+pub(super) async fn answer(proxy: &Proxy, request: Request<Incoming>, peer: SocketAddr) -> Response<AnswerBody> {
+    let (parts, body) = request.into_parts();
+    let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let (destination, path) = destination(proxy.registry(), target);
+    proxy.answer(Inbound { parts, body, peer, destination, path }).await
 }
 
 /// Where `target` leads, and what it is called there.

@@ -28,8 +28,29 @@ pub struct Origin {
     pub tls: bool,
     /// Prefer HTTP/2; over plain TCP, use it by prior knowledge (RFC 9113 §3.3).
     pub http2: bool,
-    /// The name belongs to a public provider: an address of a private network behind it is an attack.
-    pub public: bool,
+    /// Which addresses its name may have.
+    pub reach: Reach,
+}
+
+/// Which addresses may be dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// Any: the operator has named the host.
+    Any,
+    /// Those of private networks and of this machine too, but none that is link-local: there clouds keep credentials.
+    Private,
+    /// Public ones: an address of a private network behind a public name is an attack.
+    Public,
+}
+
+impl Reach {
+    fn allows(self, ip: IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Private => !is_special(ip),
+            Self::Public => !is_private(ip),
+        }
+    }
 }
 
 /// Why an upstream could not be reached. Says nothing of keys.
@@ -46,12 +67,14 @@ pub enum DialError {
         source: io::Error,
     },
     /// Resolved to nothing but addresses that are not for public names.
-    #[error("{host} resolves to {address}, an address no public provider has; set base_url if that is meant")]
+    #[error("{host} resolves to {address}, an address that is not for public names; {hint}")]
     Forbidden {
         /// The name dialled.
         host: Arc<str>,
         /// What it resolved to.
         address: IpAddr,
+        /// What to do if that is meant.
+        hint: &'static str,
     },
     /// The name has no address.
     #[error("cannot resolve {host}: {source}")]
@@ -112,7 +135,7 @@ pub async fn dial(origin: &Origin, tls: &TlsClient, limit: Duration) -> Result<D
 }
 
 async fn connect(origin: &Origin, tls: &TlsClient) -> Result<Dialled, DialError> {
-    let tcp = connect_tcp(origin).await?;
+    let tcp = try_each(&origin.host, origin.port, origin.reach).await?;
     // Each event of a stream is to leave at once, not to wait for an acknowledgement (Nagle).
     let _ = tcp.set_nodelay(true);
     if !origin.tls {
@@ -126,10 +149,24 @@ async fn connect(origin: &Origin, tls: &TlsClient) -> Result<Dialled, DialError>
     Ok(Dialled { stream: Stream::Tls(Box::new(stream)), http2 })
 }
 
+/// Connects to `host` without TLS within `limit`, at an address that `reach` allows.
+///
+/// # Errors
+/// See [`DialError`].
+///
+/// # Cancel safety
+/// Dropping the future closes what was opened.
+pub async fn connect_tcp(host: &str, port: u16, reach: Reach, limit: Duration) -> Result<TcpStream, DialError> {
+    let host: Arc<str> = host.into();
+    let connecting = try_each(&host, port, reach);
+    let tcp = tokio::time::timeout(limit, connecting).await.map_err(|_| DialError::Timeout { host, port, limit })??;
+    let _ = tcp.set_nodelay(true);
+    Ok(tcp)
+}
+
 /// Tries each address in turn; the addresses checked are the ones dialled, so a second look-up cannot differ.
-async fn connect_tcp(origin: &Origin) -> Result<TcpStream, DialError> {
-    let host = Arc::clone(&origin.host);
-    let addresses = resolve(origin).await?;
+async fn try_each(host: &Arc<str>, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
+    let addresses = resolve(host, port, reach).await?;
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
     // A dead address must not use up the time of the next one.
     let share = Duration::from_secs(if addresses.len() > 1 { 3 } else { 3600 });
@@ -140,23 +177,27 @@ async fn connect_tcp(origin: &Origin) -> Result<TcpStream, DialError> {
             Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
         }
     }
-    Err(DialError::Connect { host, port: origin.port, source: last })
+    Err(DialError::Connect { host: Arc::clone(host), port, source: last })
 }
 
-async fn resolve(origin: &Origin) -> Result<Vec<SocketAddr>, DialError> {
-    let host = &origin.host;
+async fn resolve(host: &Arc<str>, port: u16, reach: Reach) -> Result<Vec<SocketAddr>, DialError> {
     let found = match host.parse::<IpAddr>() {
-        Ok(ip) => vec![SocketAddr::new(ip, origin.port)],
-        Err(_) => tokio::net::lookup_host((&**host, origin.port))
+        Ok(ip) => vec![SocketAddr::new(ip, port)],
+        Err(_) => tokio::net::lookup_host((&**host, port))
             .await
             .map_err(|source| DialError::Resolve { host: Arc::clone(host), source })?
             .collect(),
     };
-    let allowed = |address: &SocketAddr| !(origin.public && is_private(address.ip()));
-    let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(allowed);
+    let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| reach.allows(address.ip()));
     match (good.is_empty(), bad.first()) {
         (false, _) => Ok(good),
-        (true, Some(address)) => Err(DialError::Forbidden { host: Arc::clone(host), address: address.ip() }),
+        (true, Some(address)) => {
+            let hint = match is_special(address.ip()) {
+                true => "addresses of this kind are always refused",
+                false => "set base_url of a provider, or connect.allow_private, if that is meant",
+            };
+            Err(DialError::Forbidden { host: Arc::clone(host), address: address.ip(), hint })
+        }
         (true, None) => {
             let source = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
             Err(DialError::Resolve { host: Arc::clone(host), source })
@@ -190,15 +231,41 @@ pub fn is_private(ip: IpAddr) -> bool {
                 || v6.is_unique_local()
                 || v6.is_unicast_link_local()
                 || (first == 0x2001 && second == 0x0db8)
-                || (first == 0x0064 && second == 0xff9b && is_private(nat64(v6)))
+                || embedded(v6).is_some_and(is_private)
         }
     }
 }
 
-/// The IPv4 address inside a NAT64 one (RFC 6052).
-fn nat64(v6: std::net::Ipv6Addr) -> IpAddr {
-    let [.., a, b, c, d] = v6.octets();
-    IpAddr::from([a, b, c, d])
+/// Link-local (where the metadata services are), unspecified and multicast addresses, and the metadata service of AWS for
+/// IPv6: nothing a client would be led to in good faith.
+#[must_use]
+pub fn is_special(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_multicast() || v4.octets()[0] == 0 || v4.octets()[0] >= 240,
+        IpAddr::V6(v6) => {
+            v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_unicast_link_local()
+                || v6.segments()[..2] == [0xfd00, 0x0ec2]
+                || embedded(v6).is_some_and(is_special)
+        }
+    }
+}
+
+/// The IPv4 address inside one of IPv6 that leads to it: NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056), Teredo (RFC 4380)
+/// and the compatible ones of old (RFC 4291 §2.5.5.1).
+fn embedded(v6: std::net::Ipv6Addr) -> Option<IpAddr> {
+    let v4 = |a: u16, b: u16| {
+        let ([a, b], [c, d]) = (a.to_be_bytes(), b.to_be_bytes());
+        Some(IpAddr::from([a, b, c, d]))
+    };
+    match v6.segments() {
+        [0x0064, 0xff9b, .., a, b] => v4(a, b),
+        [0x2002, a, b, ..] => v4(a, b),
+        [0x2001, 0, .., a, b] => v4(!a, !b),
+        [0, 0, 0, 0, 0, 0, a, b] if a != 0 => v4(a, b),
+        _ => None,
+    }
 }
 
 impl AsyncRead for Stream {
@@ -274,15 +341,42 @@ mod tests {
             ("8.8.8.8", false),
             ("100.128.0.1", false),
             ("64:ff9b::808:808", false),
+            ("64:ff9b:1::a9fe:a9fe", true),
+            ("2002:a9fe:a9fe::1", true),
+            ("2002:808:808::1", false),
+            ("2001:0:1::5601:5601", true),
+            ("::169.254.169.254", true),
             ("2606:4700::1", false),
         ] {
             assert_eq!(is_private(text.parse().unwrap()), want, "{text}");
         }
     }
 
+    #[test]
+    fn reaches() {
+        for (text, private, public) in [
+            ("127.0.0.1", true, false),
+            ("10.1.2.3", true, false),
+            ("fd12::1", true, false),
+            ("8.8.8.8", true, true),
+            ("169.254.169.254", false, false),
+            ("::ffff:169.254.169.254", false, false),
+            ("64:ff9b::a9fe:a9fe", false, false),
+            ("fd00:ec2::254", false, false),
+            ("0.0.0.0", false, false),
+            ("::", false, false),
+            ("224.0.0.1", false, false),
+            ("fe80::1", false, false),
+        ] {
+            let ip = text.parse().unwrap();
+            assert_eq!((Reach::Private.allows(ip), Reach::Public.allows(ip)), (private, public), "{text}");
+            assert!(Reach::Any.allows(ip));
+        }
+    }
+
     #[tokio::test]
     async fn a_public_name_must_not_be_local() {
-        let origin = Origin { host: "localhost".into(), port: 9, tls: false, http2: false, public: true };
+        let origin = Origin { host: "localhost".into(), port: 9, tls: false, http2: false, reach: Reach::Public };
         let tls = TlsClient::new(None).unwrap();
         let error = dial(&origin, &tls, Duration::from_secs(5)).await.unwrap_err();
         assert!(matches!(error, DialError::Forbidden { .. }), "{error}");

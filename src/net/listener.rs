@@ -1,12 +1,11 @@
-//! Accepting clients: one task a connection, HTTP/1.1 or HTTP/2 by the first bytes.
+//! Accepting clients: one task a connection, TLS, HTTP/1.1 or HTTP/2 by the first bytes.
 //!
-//! Owns sockets until they close; leaves what a request means to the handler it is given.
+//! Owns sockets until they close; leaves what a request means, and whose TLS is opened, to the handler it is given.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -16,11 +15,13 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::net::ahead::Ahead;
 use crate::net::body::BoxError;
 use crate::net::drain::Watch;
+use crate::net::sni::HANDSHAKE;
 
 /// Answers one request of one client.
 pub trait Handler: Send + Sync + 'static {
@@ -33,6 +34,12 @@ pub trait Handler: Send + Sync + 'static {
         request: Request<Incoming>,
         peer: SocketAddr,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
+
+    /// Takes over a connection that begins with TLS; unless said otherwise it is closed.
+    fn greet(self: Arc<Self>, io: Ahead<TcpStream>, peer: SocketAddr, drain: Watch) -> impl Future<Output = ()> + Send {
+        drop((io, peer, drain));
+        std::future::ready(())
+    }
 }
 
 /// How patient a listener is.
@@ -100,29 +107,48 @@ async fn connection<H: Handler>(
     patience: Patience,
     mut drain: Watch,
 ) {
+    let mut io = Ahead::new(Vec::new(), tcp);
     let sniffed = tokio::select! {
-        sniffed = tokio::time::timeout(patience.header_timeout, sniff_version(tcp)) => sniffed,
+        sniffed = tokio::time::timeout(patience.header_timeout, sniff(&mut io)) => sniffed,
         // Nothing has been asked yet.
         () = drain.signalled() => return,
     };
-    let Ok(Some(io)) = sniffed else { return };
-    let service = PerConnection { handler, peer };
-    match io {
-        Sniffed::Http1(io) => serve_http1(TokioIo::new(io), service, patience, drain).await,
-        Sniffed::Http2(io) => Box::pin(serve_http2(TokioIo::new(io), service, drain)).await,
+    match sniffed {
+        Ok(Some(Spoken::Tls)) => Box::pin(handler.greet(io, peer, drain)).await,
+        Ok(Some(Spoken::Http1)) => serve_http1(io, PerConnection { handler, peer }, patience, drain).await,
+        Ok(Some(Spoken::Http2)) => Box::pin(serve_http2(io, PerConnection { handler, peer }, drain)).await,
+        Ok(None) | Err(_) => {}
     }
 }
 
-async fn serve_http1<H: Handler>(
-    io: TokioIo<Rewound>,
-    service: PerConnection<H>,
-    patience: Patience,
-    mut drain: Watch,
-) {
+/// Serves a connection that is open already: HTTP/2 where that was agreed on, else what its first bytes say, which is
+/// HTTP and nothing else. Resolves when it has ended.
+pub async fn serve<S, H>(io: S, http2: bool, peer: SocketAddr, handler: Arc<H>, patience: Patience, drain: Watch)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
+    let mut io = Ahead::new(Vec::new(), io);
+    let service = PerConnection { handler, peer };
+    if http2 {
+        return Box::pin(serve_http2(io, service, drain)).await;
+    }
+    match tokio::time::timeout(patience.header_timeout, sniff(&mut io)).await {
+        Ok(Some(Spoken::Http1)) => serve_http1(io, service, patience, drain).await,
+        Ok(Some(Spoken::Http2)) => Box::pin(serve_http2(io, service, drain)).await,
+        Ok(Some(Spoken::Tls) | None) | Err(_) => {}
+    }
+}
+
+async fn serve_http1<S, H>(io: Ahead<S>, service: PerConnection<H>, patience: Patience, mut drain: Watch)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
     let mut builder = http1::Builder::new();
     // A provider's answer without `date` is to reach the client without one.
     builder.timer(TokioTimer::new()).header_read_timeout(patience.header_timeout).auto_date_header(false);
-    let mut conn = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
+    let mut conn = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
     tokio::select! {
         _ = conn.as_mut() => return,
         () = drain.signalled() => conn.as_mut().graceful_shutdown(),
@@ -130,11 +156,15 @@ async fn serve_http1<H: Handler>(
     let _ = conn.await;
 }
 
-async fn serve_http2<H: Handler>(io: TokioIo<Rewound>, service: PerConnection<H>, mut drain: Watch) {
+async fn serve_http2<S, H>(io: Ahead<S>, service: PerConnection<H>, mut drain: Watch)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
     builder.max_concurrent_streams(1_000).auto_date_header(false);
-    let mut conn = std::pin::pin!(builder.serve_connection(io, service));
+    let mut conn = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     tokio::select! {
         _ = conn.as_mut() => return,
         () = drain.signalled() => conn.as_mut().graceful_shutdown(),
@@ -161,76 +191,23 @@ impl<H: Handler> Service<Request<Incoming>> for PerConnection<H> {
     }
 }
 
-enum Sniffed {
-    Http1(Rewound),
-    Http2(Rewound),
+/// What a client speaks.
+enum Spoken {
+    Http1,
+    Http2,
+    Tls,
 }
 
 /// What tells the HTTP/2 preface (RFC 9113 §3.4) from any HTTP/1.1 request.
 const PREFACE: &[u8; 4] = b"PRI ";
 
-async fn sniff_version(mut tcp: TcpStream) -> Option<Sniffed> {
-    let mut first = [0; PREFACE.len()];
-    let mut len = 0;
-    while len < first.len() {
-        match tcp.read(&mut first[len..]).await {
-            Ok(0) | Err(_) => return None,
-            Ok(n) => len += n,
-        }
-        if first[..len] != PREFACE[..len] {
-            break;
-        }
-    }
-    let io = Rewound { first, start: 0, end: u8::try_from(len).unwrap_or(0), tcp };
-    Some(if len == PREFACE.len() && first == *PREFACE { Sniffed::Http2(io) } else { Sniffed::Http1(io) })
-}
-
-/// A socket whose first bytes were looked at, to be read again.
-#[derive(Debug)]
-struct Rewound {
-    first: [u8; PREFACE.len()],
-    start: u8,
-    end: u8,
-    tcp: TcpStream,
-}
-
-impl AsyncRead for Rewound {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.start < self.end {
-            let len = usize::from(self.end - self.start).min(buf.remaining());
-            let start = usize::from(self.start);
-            buf.put_slice(&self.first[start..start + len]);
-            self.start += u8::try_from(len).unwrap_or(u8::MAX);
-            // What follows is likely here already; one read of the head instead of two.
-            let _ = Pin::new(&mut self.tcp).poll_read(cx, buf)?;
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.tcp).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Rewound {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+/// `None` when it says nothing, or nothing that is known here.
+async fn sniff<S: AsyncRead + Unpin>(io: &mut Ahead<S>) -> Option<Spoken> {
+    match io.peek(PREFACE.len(), PREFACE).await.ok()? {
+        b"PRI " => Some(Spoken::Http2),
+        [HANDSHAKE, ..] => Some(Spoken::Tls),
+        // A method's letter (RFC 9110 §5.6.2), or an empty line before it, which servers pass over (RFC 9112 §2.2).
+        [first, ..] if first.is_ascii_graphic() || b"\r\n".contains(first) => Some(Spoken::Http1),
+        _ => None,
     }
 }

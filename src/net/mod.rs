@@ -2,6 +2,7 @@
 //!
 //! Owns connections and certificates; knows no keys, no providers and no limits.
 
+pub mod ahead;
 pub mod body;
 pub mod ca;
 pub mod dial;

@@ -275,7 +275,13 @@ mod tests {
                 }
             }
         };
-        tokio::join!(greet(&mut ours, &[]), sending).0
+        let reading = async move {
+            let greeting = greet(&mut ours, &[]).await;
+            // A sender that has more to say is not to wait.
+            drop(ours);
+            greeting
+        };
+        tokio::join!(reading, sending).0
     }
 
     #[tokio::test]

@@ -20,6 +20,9 @@ const BUFFER: usize = 32 * 1024;
 /// Once sidekey is asked to stop, a tunnel over which nothing passes for so long has nothing to finish.
 const QUIET: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 2_000 });
 
+/// A silent connection is asked this often whether it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
 }
@@ -37,6 +40,13 @@ pub enum Way {
 pub trait Meter: Send + Sync {
     /// So many bytes were taken from one side.
     fn passed(&self, way: Way, bytes: usize);
+}
+
+/// Has the system find out that the other side of a silent connection is gone.
+pub fn keep_alive(tcp: &tokio::net::TcpStream) {
+    let every = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
+    // Without it, the connection merely lives longer.
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&every);
 }
 
 /// Bytes that passed in all.

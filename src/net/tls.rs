@@ -63,6 +63,25 @@ impl TlsClient {
     }
 }
 
+/// Where distributions keep the roots they trust, as one PEM file.
+const SYSTEM_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// The roots this system trusts, as PEM; empty where it has no file of them.
+#[must_use]
+pub fn system_bundle() -> String {
+    let mut found = SYSTEM_BUNDLES.iter().filter_map(|path| std::fs::read_to_string(path).ok());
+    let mut text = found.next().unwrap_or_default();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}
+
 fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
     let fault = |reason: String| TlsError::Roots { path: path.display().to_string(), reason };
     let mut found = false;

@@ -8,7 +8,9 @@ use std::time::Duration;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 
+use crate::net::ahead::Ahead;
 use crate::net::drain::Watch;
 
 /// One read's worth; a message of a realtime session rarely exceeds it.
@@ -32,6 +34,23 @@ pub fn join(client: OnUpgrade, upstream: OnUpgrade, mut observer: impl Observe, 
         let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
         copy_both(client, upstream, &mut observer).await;
         observer.ended();
+    });
+}
+
+/// Gives `then` the connection of a client whose request made it a tunnel, in a task of its own. Nothing is given when
+/// the client has gone, or the connection is none of HTTP/1.1 at a listener.
+pub fn take_over<F, T>(upgrade: OnUpgrade, then: F)
+where
+    F: FnOnce(Ahead<TcpStream>) -> T + Send + 'static,
+    T: Future<Output = ()> + Send,
+{
+    spawn(async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<Ahead<TcpStream>>>() else { return };
+        let (rest, tcp) = parts.io.into_inner().into_parts();
+        // What came with the request, then what was read ahead of it.
+        let held = [&parts.read_buf[..], &rest].concat();
+        then(Ahead::new(held, tcp)).await;
     });
 }
 

@@ -169,6 +169,12 @@ impl Pool {
         });
     }
 
+    /// True when it holds no connection.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        lock(&self.http1).is_empty() && lock(&self.http2).is_empty()
+    }
+
     /// The connection used last, so that the others may grow idle and be closed.
     fn checkout(&self) -> Option<Http1> {
         let mut cx = Context::from_waker(Waker::noop());

@@ -4,7 +4,8 @@
 //! makes a new one.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::Method;
@@ -228,6 +229,18 @@ impl Registry {
         }
     }
 
+    /// Names that between them cover, with all that lie below them, every host [`Registry::by_host`] knows or would know
+    /// if more built-in providers were switched on.
+    #[must_use]
+    pub fn host_names(&self) -> Vec<String> {
+        let built_in = PROVIDERS.iter().flat_map(|row| row.hosts.iter().copied());
+        let own =
+            self.hosts.keys().map(String::as_str).chain(self.patterns.iter().map(|(pattern, _)| pattern.as_str()));
+        let names: BTreeSet<&str> =
+            built_in.chain(own).map(below).filter(|name| name.parse::<IpAddr>().is_err()).collect();
+        names.into_iter().map(str::to_owned).collect()
+    }
+
     /// Splits `/<provider>/<own path>`. The rest keeps its bytes; an empty one is `/`.
     #[must_use]
     pub fn split<'p>(&self, path: &'p str) -> Option<(&Arc<Upstream>, Cow<'p, str>)> {
@@ -292,6 +305,11 @@ impl Registry {
     }
 }
 
+/// What stands behind the last label of a pattern that has a `*`: the names the pattern matches lie below it.
+fn below(pattern: &str) -> &str {
+    pattern.rsplit_once('*').map_or(pattern, |(_, rest)| rest.split_once('.').map_or("", |(_, name)| name))
+}
+
 /// `/v1/models/<model>:<method>` is Gemini's; `/v1/models/ft:…` is not.
 fn is_gemini(path: &str) -> bool {
     GEMINI.classify(&Method::POST, path).endpoint != Endpoint::Other
@@ -320,6 +338,27 @@ mod tests {
 
     fn registry(text: &str) -> Registry {
         Registry::build(&toml::from_str(text).unwrap(), None).unwrap()
+    }
+
+    #[test]
+    fn host_names_cover_every_host() {
+        let registry = registry(
+            "[mine]\ndialect = \"openai\"\nbase_url = \"https://llm.example:8443\"\nhosts = [\"*.gw.example\"]",
+        );
+        let names = registry.host_names();
+        let covered = |host: &str| names.iter().any(|name| host == name || host.ends_with(&format!(".{name}")));
+        for host in [
+            "api.openai.com",
+            "r.openai.azure.com",
+            "bedrock-runtime.us-east-1.amazonaws.com",
+            "europe-west1-aiplatform.googleapis.com",
+            "llm.example",
+            "a.gw.example",
+            "w.cloud.databricks.com",
+        ] {
+            assert!(covered(host), "{host}: {names:?}");
+        }
+        assert!(!covered("evil.example") && names.iter().all(|name| name.contains('.')), "{names:?}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ const LIMIT_TPM: HeaderName = HeaderName::from_static("x-ratelimit-limit-tpm");
 const REMAINING_TPM: HeaderName = HeaderName::from_static("x-ratelimit-remaining-tpm");
 
 /// Removes what concerns one connection only: the names `Connection` lists, then the fixed ones.
-pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(TRANSFER_ENCODING) {
         // A length beside it says nothing of the body (RFC 9112 §6.3).
         headers.remove(CONTENT_LENGTH);

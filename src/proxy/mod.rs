@@ -22,14 +22,14 @@ mod steps;
 mod upgrade;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
-use http::header::EXPECT;
+use http::header::{AUTHORIZATION, EXPECT, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -40,19 +40,21 @@ use crate::entry::Outcome;
 use crate::id::RequestId;
 use crate::limit::RateHeaders;
 use crate::metrics::Metrics;
-use crate::net::dial::Origin;
+use crate::net::dial::{Origin, Reach};
 use crate::net::drain::Drain;
 use crate::net::tls::TlsClient;
 use crate::net::upstream::Pool;
 use crate::provider::{Dialect, Registry, Scheme, Upstream};
 use crate::storage::Store;
 
+use authenticate::{Door, authenticate};
 use error::Error;
 use metrics::{Families, ProviderMetrics};
 use settle::{Account, Books};
 
 pub use explain::explain;
 pub use forward::{may_be_googles, names_bad_key};
+pub use headers::strip_hop_by_hop as strip_hop;
 pub use observe::{AnswerBody, Relayed};
 pub use section::{ProxySection, UnknownKeys};
 
@@ -93,11 +95,16 @@ impl Destination {
     }
 }
 
+/// Hosts besides the configured ones whose connections are kept.
+const FURTHER_HOSTS: usize = 64;
+
 /// The request path of one worker.
 #[derive(Debug)]
 pub struct Proxy {
     parts: ProxyParts,
     lanes: HashMap<Arc<str>, Arc<Lane>>,
+    /// Lanes to further hosts of vendors that have several, by host, as clients ask for them.
+    further: Mutex<HashMap<Box<str>, Arc<Lane>>>,
     books: Arc<Books>,
     drain: Arc<Drain>,
 }
@@ -199,7 +206,38 @@ impl Proxy {
             (Arc::clone(&upstream.id), Arc::new(lane))
         };
         let lanes = parts.registry.iter().map(lane).collect();
-        Self { parts, lanes, books, drain }
+        Self { parts, lanes, further: Mutex::default(), books, drain }
+    }
+
+    /// The lane to `upstream`, which may be at another host than its provider's configured one.
+    fn lane(&self, upstream: &Arc<Upstream>) -> Option<Arc<Lane>> {
+        let known = self.lanes.get(&upstream.id)?;
+        if known.upstream.host() == upstream.host() {
+            return Some(Arc::clone(known));
+        }
+        let mut further = self.further.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lane) = further.get(upstream.host()).filter(|lane| lane.upstream.id == upstream.id) {
+            return Some(Arc::clone(lane));
+        }
+        let lane = Arc::new(Lane {
+            upstream: Arc::clone(upstream),
+            pool: pool(upstream, &self.parts),
+            metrics: Arc::clone(&known.metrics),
+        });
+        // Beyond so many a connection is made for each request; an app has few.
+        if further.len() < FURTHER_HOSTS {
+            further.insert(upstream.host().into(), Arc::clone(&lane));
+        }
+        Some(lane)
+    }
+
+    /// True when `authorization` is a virtual key that may be used now from `peer`.
+    #[must_use]
+    pub fn knows(&self, authorization: &HeaderValue, peer: IpAddr) -> bool {
+        let door = Door { prefix: &self.parts.prefix, pass_unknown: false, wall_ms: self.parts.clock.wall_ms(), peer };
+        let mut headers = HeaderMap::with_capacity(1);
+        headers.insert(AUTHORIZATION, authorization.clone());
+        authenticate(door, &self.parts.store.snapshot(), &headers, None).is_ok()
     }
 
     /// Closes connections nobody uses; called now and then by the worker that owns them.
@@ -207,6 +245,11 @@ impl Proxy {
         for lane in self.lanes.values() {
             lane.pool.sweep();
         }
+        let mut further = self.further.lock().unwrap_or_else(PoisonError::into_inner);
+        further.retain(|_, lane| {
+            lane.pool.sweep();
+            Arc::strong_count(lane) > 1 || !lane.pool.is_empty()
+        });
     }
 
     /// The providers it knows.
@@ -280,7 +323,7 @@ pub fn origin(upstream: &Upstream) -> Origin {
         port: upstream.port(),
         tls: upstream.scheme() == Scheme::Https,
         http2: upstream.http2,
-        public: upstream.is_public(),
+        reach: if upstream.is_public() { Reach::Public } else { Reach::Any },
     }
 }
 

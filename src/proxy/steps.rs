@@ -127,7 +127,7 @@ impl Proxy {
         let caller = caller.again(&snapshot, arrival.wall_ms + waited / 1_000_000, arrival.peer.ip())?;
         let model = call.model(&asked);
         let (upstream, target) = self.resolve(&destination, &path, model)?;
-        let lane = self.lanes.get(&upstream.id).cloned().ok_or(Error::Internal("the provider is not built"))?;
+        let lane = self.lane(&upstream).ok_or(Error::Internal("the provider is not built"))?;
         trail.account = Account::new(Open {
             books: Arc::clone(&self.books),
             entry: entry(arrival, &caller, group, &lane, &call, &asked),

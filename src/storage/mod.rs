@@ -16,7 +16,7 @@
 //! | `engine` | sled and the guards it needs |
 //! | `vault`, `master` | sealed envelopes, and the master key they hang on |
 //! | `load`, `recover`, `lock`, `backup` | opening, damage, one owner, files to keep |
-//! | `records`, `named`, `snapshot` | changes of keys and of named records, and the view of them |
+//! | `records`, `named`, `ca`, `snapshot` | changes of keys and of named records, and the view of them |
 //! | `scopes` | keys, users, teams and plans in use, and what limits they are held to |
 //! | `ledger`, `reservations`, `journal`, `tail`, `block`, `counters`, `query`, `rollup`, `usage` | entries: in, safe, packed, summed, out |
 //! | `reference` | secrets that lie elsewhere |
@@ -25,6 +25,7 @@
 
 mod backup;
 mod block;
+mod ca;
 mod checksum;
 mod counters;
 mod engine;
@@ -86,6 +87,7 @@ use shared::Queued;
 use shared::{Command, Handle, Shared};
 use writer::{Parts, Writer};
 
+pub use ca::CaRecord;
 pub use error::{QueueFull, RecordId, StoreError};
 pub use ledger::{Commit, EntryPlace, Ledger};
 pub use master::{MasterKey, MasterKeyError, MasterKeyInputs, MasterKeySource};

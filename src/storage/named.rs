@@ -18,10 +18,13 @@ use crate::plan::Plan;
 use crate::pricing::PriceRecord;
 
 use super::StoreError;
+use super::ca::CaRecord;
 
 /// A kind of named record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
+    /// [`CaRecord`]s.
+    Ca,
     /// [`OwnerPolicy`]s.
     Owner,
     /// [`Plan`]s.
@@ -68,6 +71,7 @@ impl Kind {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Ca => "ca",
             Self::Owner => "owner",
             Self::Plan => "plan",
             Self::Price => "price",
@@ -76,6 +80,7 @@ impl Kind {
 
     fn letter(self) -> u8 {
         match self {
+            Self::Ca => b'c',
             Self::Owner => b'o',
             Self::Plan => b'p',
             Self::Price => b'$',
@@ -84,6 +89,7 @@ impl Kind {
 
     fn of_letter(letter: u8) -> Option<Self> {
         match letter {
+            b'c' => Some(Self::Ca),
             b'o' => Some(Self::Owner),
             b'p' => Some(Self::Plan),
             b'$' => Some(Self::Price),
@@ -94,6 +100,7 @@ impl Kind {
     /// Reads a record of this kind; `None` when it is not one.
     pub(super) fn decode(self, json: &[u8]) -> Option<Value> {
         match self {
+            Self::Ca => decode::<CaRecord>(json),
             Self::Owner => decode::<OwnerPolicy>(json),
             Self::Plan => decode::<Plan>(json),
             Self::Price => decode::<PriceRecord>(json),

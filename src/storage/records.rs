@@ -244,6 +244,7 @@ impl<'a> Edit<'a> {
     /// Has what a record is for follow it: keys at once, prices when the last of them is known.
     fn renew(&mut self, kind: Kind, name: &Arc<str>) {
         let scope = match kind {
+            Kind::Ca => return,
             Kind::Plan => ScopeId::Plan(name.clone()),
             Kind::Price => {
                 self.repriced = true;

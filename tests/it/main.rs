@@ -11,6 +11,7 @@
 mod budget;
 mod canary;
 mod commands;
+mod connect;
 mod docs;
 mod durability;
 mod edges;

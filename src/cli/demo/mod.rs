@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Environment, Loaded};
 use crate::id::KeyId;
 use crate::net::body::{Chunks, Outgoing};
-use crate::net::dial::Origin;
+use crate::net::dial::{Origin, Reach};
 use crate::net::tls::TlsClient;
 use crate::net::upstream::Pool;
 use crate::provider::ProviderSection;
@@ -166,8 +166,13 @@ impl Stage<'_> {
 
     /// The app's request, its answer printed as it comes.
     async fn stream(&self, proxy: SocketAddr, key: &Secret) -> Result<Streamed, Failure> {
-        let origin =
-            Origin { host: proxy.ip().to_string().into(), port: proxy.port(), tls: false, http2: false, public: false };
+        let origin = Origin {
+            host: proxy.ip().to_string().into(),
+            port: proxy.port(),
+            tls: false,
+            http2: false,
+            reach: Reach::Any,
+        };
         let failed = |error: String| Failure::new(Exit::Failure, error);
         let tls = TlsClient::new(None).map_err(|error| failed(error.to_string()))?;
         let pool = Arc::new(Pool::new(origin, tls, Duration::from_secs(5), Clock::system()));

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256, SerialNumber,
@@ -19,6 +20,9 @@ use crate::id::NoRandomness;
 /// How long a generation is good for. Nothing can be signed anew once the root's key is gone, so this is how long people
 /// need not think of it.
 pub const LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+/// What is kept of a generation has at most so many bytes before it is deflated.
+const MAX_AT_REST: usize = 64 * 1024;
 
 /// One root and one intermediate. The key is the intermediate's; it is wiped when dropped.
 #[derive(Clone)]
@@ -115,7 +119,7 @@ impl Generation {
         digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
     }
 
-    /// The form at rest, key included: to be sealed.
+    /// The form at rest, key included: to be sealed. Deflated, because names stand in it twice, and a row has little room.
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let at_rest = AtRest {
@@ -129,7 +133,12 @@ impl Generation {
         };
         // Room for all of it at once: a vector that grew would leave the key in what it gave back.
         let room = Vec::with_capacity(1024 + self.root.len() + 2 * self.intermediate.len() + self.key.len());
-        Zeroizing::new(postcard::to_extend(&at_rest, room).unwrap_or_default())
+        let plain = Zeroizing::new(postcard::to_extend(&at_rest, room).unwrap_or_default());
+        let mut deflated = Zeroizing::new(Vec::with_capacity(1024 + plain.len()));
+        let mut compress = Compress::new(Compression::best(), false);
+        // With room for more than it is given, it ends in one call.
+        let _ = compress.compress_vec(&plain, &mut deflated, FlushCompress::Finish);
+        deflated
     }
 
     /// Reads [`Generation::to_bytes`].
@@ -137,7 +146,13 @@ impl Generation {
     /// # Errors
     /// When these are other bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, BadGeneration> {
-        let at_rest: AtRest<'_> = postcard::from_bytes(bytes).map_err(|_| BadGeneration)?;
+        let mut plain = Zeroizing::new(Vec::with_capacity(MAX_AT_REST));
+        let mut inflate = Decompress::new(false);
+        match inflate.decompress_vec(bytes, &mut plain, FlushDecompress::Finish) {
+            Ok(Status::StreamEnd) => {}
+            _ => return Err(BadGeneration),
+        }
+        let at_rest: AtRest<'_> = postcard::from_bytes(&plain).map_err(|_| BadGeneration)?;
         Ok(Self {
             id: at_rest.id.to_owned(),
             root: CertificateDer::from(at_rest.root.to_vec()),

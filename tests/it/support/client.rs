@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -112,21 +112,21 @@ impl Answer {
 
 /// One connection.
 #[derive(Debug)]
-pub(crate) struct Client {
-    reader: Reader<ReadHalf<TcpStream>>,
-    writer: WriteHalf<TcpStream>,
+pub(crate) struct Client<S = TcpStream> {
+    reader: Reader<ReadHalf<S>>,
+    writer: WriteHalf<S>,
 }
 
 /// The head of an answer whose body is still to be read.
 #[derive(Debug)]
-pub(crate) struct Streaming<'a> {
+pub(crate) struct Streaming<'a, S = TcpStream> {
     pub(crate) status: u16,
     pub(crate) headers: Headers,
-    reader: &'a mut Reader<ReadHalf<TcpStream>>,
+    reader: &'a mut Reader<ReadHalf<S>>,
     length: Length,
 }
 
-impl Streaming<'_> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Streaming<'_, S> {
     /// The next piece of the body; `None` at its end, an error when it is truncated.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Bytes>> {
         timeout(PATIENCE, self.reader.piece(&mut self.length)).await.map_err(|_| io::ErrorKind::TimedOut)?
@@ -161,8 +161,15 @@ impl Client {
     pub(crate) async fn connect(addr: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(addr).await?;
         stream.set_nodelay(true)?;
+        Ok(Self::over(stream))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// On a connection that is open already.
+    pub(crate) fn over(stream: S) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        Ok(Self { reader: Reader::new(reader), writer })
+        Self { reader: Reader::new(reader), writer }
     }
 
     /// Writes bytes as they are.
@@ -183,7 +190,7 @@ impl Client {
     }
 
     /// Reads the head of the answer to a `method` already written; 1xx are passed over.
-    pub(crate) async fn answer(&mut self, method: &str) -> io::Result<Streaming<'_>> {
+    pub(crate) async fn answer(&mut self, method: &str) -> io::Result<Streaming<'_, S>> {
         loop {
             let head = self.read_head().await?;
             let status = head.start[1].parse().map_err(|_| io::ErrorKind::InvalidData)?;
@@ -196,7 +203,7 @@ impl Client {
     }
 
     /// Sends `request` and reads the head of the answer.
-    pub(crate) async fn start(&mut self, request: &Request) -> io::Result<Streaming<'_>> {
+    pub(crate) async fn start(&mut self, request: &Request) -> io::Result<Streaming<'_, S>> {
         let mut bytes = request.head();
         bytes.extend_from_slice(&request.body);
         self.write(&bytes).await?;
@@ -209,7 +216,7 @@ impl Client {
     }
 
     /// Asks for a WebSocket; the refusal comes back as an answer.
-    pub(crate) async fn websocket(mut self, request: Request) -> Result<(Head, WebSocketStream<TcpStream>), Answer> {
+    pub(crate) async fn websocket(mut self, request: Request) -> Result<(Head, WebSocketStream<S>), Answer> {
         let request = request
             .header("connection", "Upgrade")
             .header("upgrade", "websocket")
@@ -250,10 +257,18 @@ pub(crate) async fn raw(addr: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 /// Sends one request over HTTP/2 with prior knowledge.
 pub(crate) async fn send_h2(addr: SocketAddr, request: &Request) -> Answer {
     let stream = TcpStream::connect(addr).await.expect("the port is open");
+    send_h2_over(stream, "http://sidekey.test", request).await
+}
+
+/// The same on a connection that is open already, to `origin`.
+pub(crate) async fn send_h2_over<S>(stream: S, origin: &str, request: &Request) -> Answer
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a handshake");
     let driver = tokio::spawn(connection);
-    let uri = format!("http://sidekey.test{}", request.target);
+    let uri = format!("{origin}{}", request.target);
     let mut builder = http::Request::builder().method(request.method.as_str()).uri(uri);
     for (name, value) in &request.headers.0 {
         builder = builder.header(name, value);

@@ -13,3 +13,4 @@ pub(crate) mod script;
 pub(crate) mod sidekey;
 mod tests;
 pub(crate) mod tls;
+pub(crate) mod tunnel;

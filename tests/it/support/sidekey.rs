@@ -192,6 +192,11 @@ impl Sidekey {
         self.folder.path().join("data")
     }
 
+    /// The roots of its local CA.
+    pub(crate) fn root_pem(&self) -> PathBuf {
+        self.data_dir().join("ca/root.pem")
+    }
+
     /// Where the configuration, the data and the logs are.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
