@@ -68,7 +68,8 @@ fn kept(store: &Store, names: &[String], clock: &Clock) -> Result<Vec<Generation
 /// Writes `root.pem` and `bundle.pem`, each whole or not at all. They are public, and read by apps of other users.
 fn publish(roots: &Roots) -> io::Result<()> {
     fs::create_dir_all(&roots.dir)?;
-    fs::set_permissions(&roots.dir, fs::Permissions::from_mode(0o755))?;
+    // A volume that is mounted there is not sidekey's to change, and its readers' concern.
+    let _ = fs::set_permissions(&roots.dir, fs::Permissions::from_mode(0o755));
     let own: String = roots.certificates().map(pem).collect();
     write(&roots.root_file(), &own)?;
     write(&roots.bundle_file(), &format!("{}{own}", tls::system_bundle()))

@@ -13,7 +13,8 @@ mod run;
 mod tester;
 mod worker;
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -24,7 +25,7 @@ use crate::clock::Clock;
 use crate::config::{Environment, Loaded};
 use crate::control::health::{Check, Readiness};
 use crate::control::{ControlState, Explainer, Facts, Listening};
-use crate::ingress::FrontParts;
+use crate::ingress::{FrontParts, Loops};
 use crate::metrics::Metrics;
 use crate::net::drain::Drain;
 use crate::net::listener::{self, Patience};
@@ -44,6 +45,8 @@ pub struct Listen {
     pub proxy: SocketAddr,
     /// Probes and metrics.
     pub telemetry: Option<SocketAddr>,
+    /// Redirected connections; with a loopback address, at that of the other family too.
+    pub transparent: Option<SocketAddr>,
     /// The admin API.
     pub admin: Option<PathBuf>,
 }
@@ -76,6 +79,7 @@ impl Running {
     pub fn start(loaded: &Loaded, environment: &Environment, listen: &Listen) -> Result<Self, StartError> {
         let listener = bind("listen.proxy", listen.proxy)?;
         let telemetry = listen.telemetry.map(|address| bind("listen.telemetry", address)).transpose()?;
+        let redirected = listen.transparent.map_or(Ok(Vec::new()), bind_redirected)?;
         let (clock, metrics) = (Clock::system(), Metrics::default());
         let registry = Arc::new(loaded.config.registry()?);
         let tls = trust(environment)?;
@@ -91,11 +95,16 @@ impl Running {
         };
         let shared = Arc::new(Shared::new(&parts, &metrics)?);
         let (ca, roots) = ca::start(loaded, &store, &registry, &clock)?;
-        let readiness = Readiness::new(vec![store_check(&store)]);
+        let loops = Arc::new(Loops::default());
+        let mut checks = vec![store_check(&store)];
+        if !redirected.is_empty() {
+            checks.push(loops_check(&loops));
+        }
+        let readiness = Readiness::new(checks);
         let listening = Listening {
             proxy: listener.local_addr()?,
             telemetry: telemetry.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
-            transparent: None,
+            transparent: redirected.first().map(std::net::TcpListener::local_addr).transpose()?,
             admin: listen.admin.clone(),
         };
         let admin = crate::control::router(ControlState {
@@ -132,7 +141,15 @@ impl Running {
             store: store.clone(),
             secrets: environment.secrets(),
         })?;
-        let worker = worker::Worker { listener, parts, front, shared: Arc::clone(&shared), drain: Arc::clone(&drain) };
+        let worker = worker::Worker {
+            listener,
+            redirected,
+            loops,
+            parts,
+            front,
+            shared: Arc::clone(&shared),
+            drain: Arc::clone(&drain),
+        };
         let worker = worker.start(hurry.watch())?;
         readiness.set_started();
         Ok(Self { listening, admin, readiness, store, shared, drain, hurry, worker, control })
@@ -182,9 +199,36 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<std::net::TcpListener,
     listener::bind(address).map_err(|source| StartError::Bind { key, address, source })
 }
 
+/// The kernel leads each family to its own loopback address.
+fn bind_redirected(address: SocketAddr) -> Result<Vec<std::net::TcpListener>, StartError> {
+    let first = bind("listen.transparent", address)?;
+    let twin = match address.ip() {
+        IpAddr::V4(ip) if ip.is_loopback() => Some(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+        IpAddr::V6(ip) if ip.is_loopback() => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => None,
+    };
+    let Some(twin) = twin else { return Ok(vec![first]) };
+    match bind("listen.transparent", SocketAddr::new(twin, first.local_addr()?.port())) {
+        Ok(second) => Ok(vec![first, second]),
+        // Without a family nothing can be led here by it.
+        Err(StartError::Bind { source, .. }) if is_missing_family(&source) => Ok(vec![first]),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_missing_family(error: &io::Error) -> bool {
+    let unsupported = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unsupported)
+}
+
 /// Mozilla's roots, and those of `SSL_CERT_FILE`, which OpenSSL's users know.
 fn trust(environment: &Environment) -> Result<TlsClient, StartError> {
     Ok(TlsClient::new(environment.get("SSL_CERT_FILE").map(Path::new))?)
+}
+
+fn loops_check(loops: &Arc<Loops>) -> Check {
+    let loops = Arc::clone(loops);
+    ("transparent", Arc::new(move || loops.check()))
 }
 
 fn store_check(store: &Store) -> Check {

@@ -26,6 +26,7 @@ pub fn run(loaded: &Loaded, environment: &Environment) -> Result<(), StartError>
     let listen = Listen {
         proxy: loaded.config.listen.proxy,
         telemetry: Some(loaded.config.listen.telemetry),
+        transparent: loaded.config.listen.transparent,
         admin: Some(loaded.places.admin_socket()),
     };
     let signals = Signals::new()?;
@@ -96,6 +97,7 @@ impl RunFile {
             "pid": std::process::id(),
             "proxy": listening.proxy,
             "telemetry": listening.telemetry,
+            "transparent": listening.transparent,
             "admin_socket": listening.admin,
         });
         // Renamed into place: a reader sees all of it or nothing.

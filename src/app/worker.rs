@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::ingress::{Front, FrontParts};
+use crate::ingress::{Front, FrontParts, Loops};
 use crate::net::drain::{Drain, Watch};
 use crate::net::listener;
 use crate::proxy::{Proxy, ProxyParts, Shared};
@@ -21,6 +21,10 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// What it works with.
 pub(super) struct Worker {
     pub(super) listener: TcpListener,
+    /// Those of redirected connections.
+    pub(super) redirected: Vec<TcpListener>,
+    /// Whether own connections come there.
+    pub(super) loops: Arc<Loops>,
     pub(super) parts: ProxyParts,
     pub(super) front: FrontParts,
     pub(super) shared: Arc<Shared>,
@@ -40,21 +44,36 @@ impl Worker {
     }
 
     async fn work(self, mut hurry: Watch) {
-        let Self { listener, parts, front, shared, drain } = self;
-        let listener = match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => listener,
-            Err(error) => return tracing::error!(%error, "the listener cannot be polled"),
+        let Self { listener, redirected, loops, parts, front, shared, drain } = self;
+        let polled = tokio::net::TcpListener::from_std;
+        let redirected: io::Result<Vec<_>> = redirected.into_iter().map(polled).collect();
+        let (listener, redirected) = match (polled(listener), redirected) {
+            (Ok(listener), Ok(redirected)) => (listener, redirected),
+            (Err(error), _) | (_, Err(error)) => return tracing::error!(%error, "a listener cannot be polled"),
         };
         let patience = front.patience;
         let drain_timeout = parts.section.drain_timeout;
         let handler = Arc::new(Front::new(Proxy::new(parts, &shared, Arc::clone(&drain)), front));
         let mut sweep = tokio::time::interval(SWEEP);
         {
-            let mut accepting = pin!(listener::accept(listener, Arc::clone(&handler), patience, drain.watch()));
+            let is_led = !redirected.is_empty();
+            let mut redirected = redirected.into_iter();
+            // One for each family, at most.
+            let (first, second) = (redirected.next(), redirected.next());
+            let led = async |listener: Option<tokio::net::TcpListener>| {
+                let serve = |tcp, peer, drain| Arc::clone(&handler).redirected(tcp, peer, Arc::clone(&loops), drain);
+                if let Some(listener) = listener {
+                    listener::accept_each(listener, drain.watch(), serve).await;
+                }
+            };
+            let direct = listener::accept(listener, Arc::clone(&handler), patience, drain.watch());
+            let mut accepting = pin!(async { tokio::join!(direct, led(first), led(second)) });
+            let mut testing = pin!(loops.keep_testing());
             loop {
                 tokio::select! {
-                    () = &mut accepting => break,
+                    _ = &mut accepting => break,
                     _ = sweep.tick() => handler.sweep(),
+                    () = &mut testing, if is_led => {}
                 }
             }
         }

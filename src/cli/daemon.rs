@@ -22,7 +22,7 @@ fn private(mut loaded: Loaded, environment: Environment) -> PrivateStart {
     loaded.config.connect.ca = CaKeeping::Ephemeral;
     Box::pin(async move {
         let free = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
-        let listen = Listen { proxy: free, telemetry: None, admin: None };
+        let listen = Listen { proxy: free, telemetry: None, transparent: None, admin: None };
         let starting = std::thread::spawn(move || Running::start(&loaded, &environment, &listen));
         let started = starting.join().map_err(|_| Failure::new(Exit::Failure, "the proxy panicked at its start"))?;
         let running = started?;

@@ -24,6 +24,7 @@ use crate::ingress::{Front, FrontBody, Guest};
 use crate::net::ahead::Ahead;
 use crate::net::dial::{Reach, connect_tcp};
 use crate::net::drain::Watch;
+use crate::net::own::Own;
 use crate::net::{splice, tunnel};
 use crate::virtual_key::parse_id;
 
@@ -57,7 +58,7 @@ impl Target {
 /// What is behind an accepted `CONNECT`.
 enum Behind {
     Provider(Guest),
-    Elsewhere(TcpStream),
+    Elsewhere(Own),
 }
 
 impl Front {
@@ -134,10 +135,10 @@ impl Front {
     }
 
     /// Connects to a host that is no provider's, at an address that is allowed.
-    async fn dial(&self, target: &Target) -> Result<TcpStream, Refused> {
+    async fn dial(&self, target: &Target) -> Result<Own, Refused> {
         let tcp = connect_tcp(&target.host, target.port, self.reach(), self.parts.connect_timeout).await?;
         // Whatever the name was: both ends at one address are one machine.
-        let ends = tcp.local_addr().and_then(|local| Ok((local.ip(), tcp.peer_addr()?)));
+        let ends = tcp.tcp().local_addr().and_then(|local| Ok((local.ip(), tcp.tcp().peer_addr()?)));
         match ends {
             Ok((local, there)) if local == there.ip() && self.parts.own_ports.contains(&there.port()) => {
                 Err(Refused::Ourselves { host: target.host.to_string(), port: target.port })
@@ -165,12 +166,13 @@ impl Front {
         refused.response()
     }
 
-    async fn join(&self, io: Ahead<TcpStream>, mut upstream: TcpStream, drain: Watch) {
+    /// Joins the two blind, what was read already first.
+    pub(super) async fn join(&self, io: Ahead<TcpStream>, mut upstream: Own, drain: Watch) {
         let (held, client) = io.into_parts();
         let families = &self.families;
         families.count(Became::Tunnelled);
         splice::keep_alive(&client);
-        splice::keep_alive(&upstream);
+        splice::keep_alive(upstream.tcp());
         if upstream.write_all(&held).await.is_err() {
             return;
         }

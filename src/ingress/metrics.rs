@@ -24,6 +24,8 @@ pub(super) enum Became {
     Refused,
     /// The name in TLS is another than the one that was asked for.
     Mismatched,
+    /// Opened by sidekey itself, and led back to it.
+    Looped,
     /// The other side was not reached.
     Unreached,
     /// Joined blind.
@@ -33,12 +35,20 @@ pub(super) enum Became {
 }
 
 impl Became {
-    const ALL: [Self; 6] =
-        [Self::Intercepted, Self::Mismatched, Self::Refused, Self::Tunnelled, Self::Unreached, Self::Untrusted];
+    const ALL: [Self; 7] = [
+        Self::Intercepted,
+        Self::Looped,
+        Self::Mismatched,
+        Self::Refused,
+        Self::Tunnelled,
+        Self::Unreached,
+        Self::Untrusted,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Intercepted => "intercepted",
+            Self::Looped => "looped",
             Self::Mismatched => "mismatched",
             Self::Refused => "refused",
             Self::Tunnelled => "tunnelled",

@@ -9,6 +9,8 @@
 //! | `CONNECT api.openai.com:443` | connect: opened for providers, else a blind tunnel | `connect`, `intercept` |
 //! | `GET http://…` | connect, without TLS on the client's side | `absolute` |
 //! | a ClientHello | TLS straight to this port, for names that resolve to it | `intercept` |
+//!
+//! What the kernel redirects comes to a port of its own, and from there as `transparent`.
 
 mod absolute;
 mod connect;
@@ -17,6 +19,7 @@ mod metrics;
 mod refused;
 mod reverse;
 pub mod section;
+mod transparent;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -44,6 +47,7 @@ use crate::proxy::{AnswerBody, Proxy};
 pub use self::intercept::Guest;
 use self::metrics::Families;
 use self::section::ConnectSection;
+pub use self::transparent::Loops;
 
 /// Who stands at the proxy port.
 #[derive(Debug)]

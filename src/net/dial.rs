@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::net::own::Own;
 use crate::net::tls::TlsClient;
 
 /// Where to connect, and how.
@@ -117,9 +117,9 @@ pub struct Dialled {
 #[derive(Debug)]
 pub enum Stream {
     /// `http://`
-    Plain(TcpStream),
+    Plain(Own),
     /// `https://`
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Own>>),
 }
 
 /// Connects to `origin`, TLS included, within `limit`.
@@ -137,7 +137,7 @@ pub async fn dial(origin: &Origin, tls: &TlsClient, limit: Duration) -> Result<D
 async fn connect(origin: &Origin, tls: &TlsClient) -> Result<Dialled, DialError> {
     let tcp = try_each(&origin.host, origin.port, origin.reach).await?;
     // Each event of a stream is to leave at once, not to wait for an acknowledgement (Nagle).
-    let _ = tcp.set_nodelay(true);
+    let _ = tcp.tcp().set_nodelay(true);
     if !origin.tls {
         return Ok(Dialled { stream: Stream::Plain(tcp), http2: origin.http2 });
     }
@@ -156,22 +156,22 @@ async fn connect(origin: &Origin, tls: &TlsClient) -> Result<Dialled, DialError>
 ///
 /// # Cancel safety
 /// Dropping the future closes what was opened.
-pub async fn connect_tcp(host: &str, port: u16, reach: Reach, limit: Duration) -> Result<TcpStream, DialError> {
+pub async fn connect_tcp(host: &str, port: u16, reach: Reach, limit: Duration) -> Result<Own, DialError> {
     let host: Arc<str> = host.into();
     let connecting = try_each(&host, port, reach);
     let tcp = tokio::time::timeout(limit, connecting).await.map_err(|_| DialError::Timeout { host, port, limit })??;
-    let _ = tcp.set_nodelay(true);
+    let _ = tcp.tcp().set_nodelay(true);
     Ok(tcp)
 }
 
 /// Tries each address in turn; the addresses checked are the ones dialled, so a second look-up cannot differ.
-async fn try_each(host: &Arc<str>, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
+async fn try_each(host: &Arc<str>, port: u16, reach: Reach) -> Result<Own, DialError> {
     let addresses = resolve(host, port, reach).await?;
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
     // A dead address must not use up the time of the next one.
     let share = Duration::from_secs(if addresses.len() > 1 { 3 } else { 3600 });
     for address in addresses {
-        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+        match tokio::time::timeout(share, Own::connect(address)).await {
             Ok(Ok(tcp)) => return Ok(tcp),
             Ok(Err(error)) => last = error,
             Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),

@@ -67,7 +67,15 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 /// Accepts until `drain` is signalled. Each connection runs in a task of its own, which holds a watch until it ends.
-pub async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>, patience: Patience, mut drain: Watch) {
+pub async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>, patience: Patience, drain: Watch) {
+    accept_each(listener, drain, |tcp, peer, drain| connection(tcp, peer, Arc::clone(&handler), patience, drain)).await;
+}
+
+/// The same, for connections that `serve` makes something of.
+pub async fn accept_each<F>(listener: TcpListener, mut drain: Watch, serve: impl Fn(TcpStream, SocketAddr, Watch) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -76,7 +84,7 @@ pub async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>, patience
         match accepted {
             Ok((tcp, peer)) => {
                 let _ = tcp.set_nodelay(true);
-                spawn(connection(tcp, peer, Arc::clone(&handler), patience, drain.clone()));
+                spawn(serve(tcp, peer, drain.clone()));
             }
             // Out of descriptors: trying again at once would spin. Anything else concerns one client only.
             Err(error) if is_shortage(&error) => {

@@ -8,6 +8,8 @@ pub mod ca;
 pub mod dial;
 pub mod drain;
 pub mod listener;
+pub mod original_dst;
+pub mod own;
 mod patient;
 pub mod sni;
 pub mod splice;

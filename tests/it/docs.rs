@@ -237,12 +237,13 @@ fn the_command_lines_parse() {
         "examples/session.sh",
         "examples/budgets.sh",
         "deploy/kubernetes/sidecar.yaml",
+        "deploy/kubernetes/redirected.yaml",
         "deploy/systemd/sidekey.service",
     ] {
         let script = text(file).replace("=/usr/local/bin/sidekey ", " ; sidekey ");
         lines.extend(command_lines(&script).into_iter().map(|words| (file.to_owned(), words)));
     }
-    for file in ["deploy/kubernetes/sidecar.yaml", "deploy/Dockerfile"] {
+    for file in ["deploy/kubernetes/sidecar.yaml", "deploy/kubernetes/redirected.yaml", "deploy/Dockerfile"] {
         assert!(text(file).contains(r#"["run"]"#), "{file} runs the daemon");
     }
     let folder = folder();
@@ -336,7 +337,12 @@ fn the_examples_and_manifests_are_known_to_the_program() {
     let folder = folder();
     let at = folder.path();
     ok(sidekey(at).args(["--config", "examples/sidekey.toml", "config", "check"]));
-    let manifests = ["deploy/kubernetes/sidecar.yaml", "deploy/systemd/sidekey.service", "deploy/Dockerfile"];
+    let manifests = [
+        "deploy/kubernetes/sidecar.yaml",
+        "deploy/kubernetes/redirected.yaml",
+        "deploy/systemd/sidekey.service",
+        "deploy/Dockerfile",
+    ];
     let mut names = BTreeSet::new();
     for file in DOCUMENTS.into_iter().chain(manifests) {
         let text = text(file);
@@ -387,4 +393,24 @@ fn the_pods_first_step_can_be_repeated() {
     std::fs::remove_file(&file).expect("there");
     let third = run();
     assert!(third.starts_with(&first[..first.rfind('-').expect("a key")]) && third != first, "a rotated key");
+}
+
+/// The pod for redirected apps: its configuration is one, its rules are those its sidecar needs.
+#[test]
+fn the_redirected_pod_fits_together() {
+    let folder = folder();
+    let at = folder.path();
+    let pod = text("deploy/kubernetes/redirected.yaml");
+    std::fs::write(at.join("pod.toml"), literal(&pod, "sidekey.toml: |")).expect("writable");
+    ok(sidekey(at).args(["--config", "pod.toml", "config", "check"]));
+    let words = pod.lines().find_map(|line| line.trim().strip_prefix("args: [\"redirect\", "));
+    let words = words.and_then(|line| line.strip_suffix(']')).expect("the first step");
+    let words: Vec<&str> = words.split(", ").map(|word| word.trim_matches('"')).collect();
+    let mut install = sidekey(at);
+    install.args(["--config", "pod.toml", "redirect"]).args(&words).arg("--dry-run");
+    let shown = ok(&mut install);
+    let user = pod.lines().find_map(|line| line.trim().strip_prefix("runAsUser: ")).expect("a user");
+    for rule in [format!("meta skuid {user} return"), "tcp dport 443 redirect to :15001".to_owned()] {
+        assert!(shown.contains(&rule), "no {rule:?} in {shown}");
+    }
 }

@@ -26,4 +26,5 @@ mod sdk;
 mod stream;
 mod support;
 mod transcripts;
+mod transparent;
 mod virtual_key;

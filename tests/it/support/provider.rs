@@ -140,7 +140,7 @@ impl Drop for Provider {
 impl Provider {
     /// Answers each request by `handler`, unless a reply was pushed.
     pub(crate) async fn start(handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
-        Self::listen(handler, None).await
+        Self::listen(Self::local().await, handler, None)
     }
 
     /// Answers every request with `reply`, unless another was pushed.
@@ -154,14 +154,29 @@ impl Provider {
         tls: Arc<rustls::ServerConfig>,
         handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        Self::listen(handler, Some(tokio_rustls::TlsAcceptor::from(tls))).await
+        Self::listen(Self::local().await, handler, Some(tokio_rustls::TlsAcceptor::from(tls)))
     }
 
-    async fn listen(
+    /// The same, at a listener of the caller's.
+    pub(crate) fn start_tls_at(
+        listener: std::net::TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        listener.set_nonblocking(true).expect("a socket");
+        let listener = TcpListener::from_std(listener).expect("a listener");
+        Self::listen(listener, handler, Some(tokio_rustls::TlsAcceptor::from(tls)))
+    }
+
+    async fn local() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").await.expect("a free port")
+    }
+
+    fn listen(
+        listener: TcpListener,
         handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
         tls: Option<tokio_rustls::TlsAcceptor>,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("a bound address");
         let shared = Arc::new(Shared {
             seen: watch::Sender::default(),
@@ -189,6 +204,11 @@ impl Provider {
     /// All requests so far.
     pub(crate) fn seen(&self) -> Vec<Arc<Seen>> {
         self.shared.seen.borrow().clone()
+    }
+
+    /// How many connections so far.
+    pub(crate) fn connections(&self) -> usize {
+        *self.shared.connections.lock().expect("no holder panics")
     }
 
     /// How many requests so far.

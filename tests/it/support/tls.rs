@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// A server certificate for `localhost` that signs itself.
+/// A server certificate for one name that signs itself.
 #[derive(Debug)]
 pub(crate) struct Certificate {
     /// Of a provider that speaks the given protocols.
@@ -15,10 +15,15 @@ pub(crate) struct Certificate {
 }
 
 impl Certificate {
-    /// A new one, written into `folder`; `protocols` is what ALPN offers.
+    /// A new one for `localhost`, written into `folder`; `protocols` is what ALPN offers.
     pub(crate) fn new(folder: &Path, protocols: &[&str]) -> Self {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-        let pem = folder.join("provider-ca.pem");
+        Self::of("localhost", &folder.join("provider-ca.pem"), protocols)
+    }
+
+    /// A new one for `name`, written into `pem`.
+    pub(crate) fn of(name: &str, pem: &Path, protocols: &[&str]) -> Self {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+        let pem = pem.to_owned();
         std::fs::write(&pem, made.cert.pem()).expect("a writable folder");
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
         let crypto = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
