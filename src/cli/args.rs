@@ -621,6 +621,9 @@ pub struct UsageArgs {
     /// Only this virtual key, by id or name
     #[arg(long)]
     pub key: Option<String>,
+    /// Costs as they would be by this file's prices, as prices import reads it; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub prices: Option<PathBuf>,
 }
 
 /// `sidekey explain`.
@@ -750,6 +753,7 @@ mod tests {
             "prices set openai/gpt-4o input=2.5 output=10 batch.input=1.25 above.200000.input=5",
             "prices explain gpt-4o --provider openai --input-tokens 1000 --output-tokens 10",
             "prices import -",
+            "usage --prices prices.json --by day",
             "provider-key rotate main --stdin --no-test",
             "provider-key test --all",
             "config explain listen.proxy",

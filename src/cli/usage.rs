@@ -10,6 +10,7 @@ use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys;
 use crate::cli::out::{self, Column};
+use crate::cli::prices;
 use crate::storage::Dimension;
 
 const LEDGER_COLUMNS: &[Column<'_>] = &[
@@ -44,7 +45,10 @@ pub(super) async fn usage(session: &Session, client: &AdminClient, args: &UsageA
     if let Some(key) = &args.key {
         path.push_str(&format!("&key={}", keys::resolve(client, key).await?));
     }
-    let report = client.get(&path).await?;
+    let report = match &args.prices {
+        Some(file) => client.post(&path, &json!({"prices": prices::read(file)?})).await?,
+        None => client.get(&path).await?,
+    };
     print_report(session, &report.body, args.by)
 }
 

@@ -22,7 +22,8 @@
 //! | `/api/provider-keys/{id}` | GET, PATCH, DELETE |
 //! | `/api/provider-keys/{id}/rotate`, `/enable`, `/disable`, `/test` | POST |
 //! | `/api/provider-keys/{id}/usage?days=` | GET |
-//! | `/api/usage?days=&by=&key=`, `/api/usage/groups/{id}` | GET |
+//! | `/api/usage?days=&by=&key=` | GET, POST under other prices |
+//! | `/api/usage/groups/{id}` | GET |
 //! | `/api/ledger?key=&group=&limit=&cursor=` | GET |
 //! | `/api/alerts?limit=` | GET |
 //! | `/api/explain?key=&model=&provider=&endpoint=&input_tokens=&max_tokens=` | GET |
@@ -130,7 +131,7 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/provider-keys/{id}/disable", post(provider_keys::disable))
         .route("/api/provider-keys/{id}/test", post(provider_keys::test))
         .route("/api/provider-keys/{id}/usage", get(usage::of_provider_key))
-        .route("/api/usage", get(usage::report))
+        .route("/api/usage", get(usage::report).post(usage::repriced))
         .route("/api/usage/groups/{id}", get(usage::of_group))
         .route("/api/ledger", get(usage::ledger))
         .route("/api/alerts", get(alerts::list))

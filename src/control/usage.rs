@@ -5,14 +5,17 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::{Path, State};
+use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::control::problem::{Asked, Problem};
+use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::{ControlState, keys, provider_keys};
 use crate::entry::EntryView;
 use crate::id::{KeyId, KeySource, is_name};
+use crate::pricing::{Overlay, Prices};
 use crate::storage::{Cursor, Dimension, LedgerFilter, UsageReport};
 
 const DAY_MS: u64 = 86_400_000;
@@ -39,6 +42,30 @@ pub(super) async fn report(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<ReportQuery>,
 ) -> Result<Json<UsageReport>, Problem> {
+    let (filter, by) = asked(&state, query)?;
+    Ok(Json(state.store.ledger().usage(filter, by).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OtherPrices {
+    prices: Prices,
+}
+
+/// The same under other prices; a model that they do not have costs what it would now.
+pub(super) async fn repriced(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<ReportQuery>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<UsageReport>, Problem> {
+    let OtherPrices { prices } = parse(&headers, &body, Tell::All)?;
+    let (filter, by) = asked(&state, query)?;
+    let prices = state.store.snapshot().prices().with_trial(Overlay::hashed("trial", prices));
+    Ok(Json(state.store.ledger().usage_repriced(filter, by, prices).await?))
+}
+
+fn asked(state: &ControlState, query: ReportQuery) -> Result<(LedgerFilter, Dimension), Problem> {
     let by = query.by.as_deref().unwrap_or("model");
     let by = by.parse::<Dimension>().map_err(|error| Problem::invalid("by", error.to_string()))?;
     let filter = LedgerFilter {
@@ -50,9 +77,9 @@ pub(super) async fn report(
         model: query.model,
         group: query.group,
         key_source: query.source,
-        ..last(&state, query.days)
+        ..last(state, query.days)
     };
-    Ok(Json(state.store.ledger().usage(filter, by).await?))
+    Ok((filter, by))
 }
 
 #[derive(Debug, Default, Deserialize)]

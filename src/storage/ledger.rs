@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
 use crate::entry::Entry;
+use crate::pricing::PriceTable;
 use crate::unit::Usage;
 
 use super::block::StoredEntry;
@@ -98,6 +99,19 @@ impl Ledger {
     /// As [`Ledger::query`].
     pub async fn usage(&self, filter: LedgerFilter, by: Dimension) -> Result<UsageReport, StoreError> {
         self.read(move |source| usage::usage(source, &filter, by)).await
+    }
+
+    /// [`Ledger::usage`] as it would be under other prices. Every entry is read for it.
+    ///
+    /// # Errors
+    /// As [`Ledger::query`].
+    pub async fn usage_repriced(
+        &self,
+        filter: LedgerFilter,
+        by: Dimension,
+        prices: PriceTable,
+    ) -> Result<UsageReport, StoreError> {
+        self.read(move |source| usage::usage_repriced(source, &filter, by, &prices)).await
     }
 
     async fn read<T: Send + 'static>(

@@ -20,6 +20,7 @@
 //! | `scopes` | keys, users, teams and plans in use, and what limits they are held to |
 //! | `ledger`, `reservations`, `journal`, `tail`, `block`, `counters`, `query`, `rollup`, `usage` | entries: in, safe, packed, summed, out |
 //! | `reference` | secrets that lie elsewhere |
+//! | `reprice` | what entries would cost under other prices |
 //! | `key_metrics` | what keys used, as metrics |
 //! | `shared`, `writer` | the queue and the thread behind it |
 
@@ -41,6 +42,7 @@ mod query;
 mod records;
 mod recover;
 mod reference;
+mod reprice;
 mod reservations;
 mod rollup;
 mod scopes;

@@ -13,11 +13,13 @@ use serde::{Serialize, Serializer};
 use crate::clock::rfc3339;
 use crate::entry::Outcome;
 use crate::id::{KeyId, KeySource};
+use crate::pricing::PriceTable;
 use crate::unit::{TokensSource, Usage, usd};
 
 use super::block::StoredEntry;
 use super::engine::EngineError;
 use super::query::{self, LedgerFilter, Source};
+use super::reprice::repriced;
 use super::rollup::{self, DAY_MS};
 
 /// What sums are made by.
@@ -253,6 +255,22 @@ pub(super) fn usage(
     }
     let mut sums = Sums::new(by);
     let damaged = sum_entries(source, filter, &mut sums)?;
+    Ok((sums.report(filter), damaged))
+}
+
+/// [`usage`] as it would be under other prices: entry by entry, since roll-ups tell no long prompt from many short ones.
+pub(super) fn usage_repriced(
+    source: &Source<'_>,
+    filter: &LedgerFilter,
+    by: Dimension,
+    prices: &PriceTable,
+) -> Result<(UsageReport, u64), EngineError> {
+    let mut sums = Sums::new(by);
+    let damaged = query::scan(source, filter, false, |_, _, entries| {
+        let wanted = entries.filter(|entry| filter.matches(entry));
+        wanted.for_each(|entry| sums.add(&repriced(entry, prices)));
+        true
+    })?;
     Ok((sums.report(filter), damaged))
 }
 

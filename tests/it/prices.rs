@@ -1,16 +1,12 @@
 //! What calls cost: by the list in the program, by the configuration, and by what operators set.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
-use sidekey::unit::usd;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 
-use crate::support::client::{self, Request};
+use crate::support::client::Request;
 use crate::support::provider::Provider;
-use crate::support::script::{Gate, Message, Reply};
+use crate::support::script::{Message, Reply};
 use crate::support::sidekey::{Options, REAL_KEY, Sidekey};
 
 const CHAT: &str = "/openai/v1/chat/completions";
@@ -201,68 +197,6 @@ async fn a_budget_and_a_model_without_a_price() {
     }
 }
 
-/// How many requests are sent at once, and for how many of them there is money.
-const SENT: usize = 500;
-const PAID: u64 = 50;
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_streams_at_a_budget_for_a_few() {
-    /// What each answer costs: 40 tokens at 0.15 and 60 at 0.6 dollars a million.
-    const COST: u64 = 42_000;
-    let gate = Gate::new();
-    let usage = r#"{"prompt_tokens":40,"completion_tokens":60,"total_tokens":100}"#;
-    let events = [
-        r#"data: {"model":"gpt-4o-mini","choices":[{"delta":{"content":"Hello"}}]}"#.to_owned() + "\n\n",
-        format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\ndata: [DONE]\n\n"),
-    ];
-    let provider = Provider::always(Message::sse(events.iter().map(String::as_str)).held_by(&gate)).await;
-    let sidekey = Sidekey::with("openai", &provider.url()).await;
-    let key = sidekey.create_key(&["--budget", &usd(COST * PAID)]).await;
-    let body = r#"{"model":"gpt-4o-mini","max_tokens":60,"stream":true,"messages":[]}"#;
-    let mut sent = JoinSet::new();
-    for _ in 0..SENT {
-        let (request, proxy) = (Request::post(CHAT, body).bearer(&key.key), sidekey.proxy);
-        sent.spawn(async move { client::send(proxy, &request).await });
-    }
-    // Nothing is settled before everybody has asked.
-    let mut answers = vec![];
-    while answers.len() + provider.count() < SENT {
-        match timeout(Duration::from_millis(50), sent.join_next()).await {
-            Ok(Some(answer)) => answers.push(answer.expect("no panic")),
-            Ok(None) => break,
-            Err(_) => {}
-        }
-    }
-    gate.open();
-    answers.extend(sent.join_all().await);
-    let served = answers.iter().filter(|answer| answer.status == 200).count() as u64;
-    assert_eq!(provider.count() as u64, served, "a refused request went upstream");
-    for answer in answers.iter().filter(|answer| answer.status != 200) {
-        assert_eq!((answer.status, answer.header("x-should-retry")), (429, Some("false")), "{}", answer.text());
-        assert_eq!(answer.json()["error"]["code"], "insufficient_quota");
-    }
-    // An estimate is between its output alone and the whole.
-    let most = COST * PAID / (60 * 600);
-    assert!((PAID..=most).contains(&served), "{served} served, {PAID} to {most} are right");
-    for answer in answers.iter().filter(|answer| answer.status == 200) {
-        sidekey.entry(&answer.request_id()).await;
-    }
-    let spent = usd(served * COST);
-    let of_entries: Vec<String> =
-        sidekey.ledger().await.iter().filter_map(|entry| Some(entry["cost_usd"].as_str()?.to_owned())).collect();
-    assert_eq!(of_entries, vec![usd(COST); served as usize]);
-    let report: Value = serde_json::from_str(&sidekey.ok(&["usage", "--by", "key", "-o", "json"]).await).unwrap();
-    assert_eq!(report["totals"]["cost_usd"], spent.as_str(), "{report}");
-    let shown: Value = serde_json::from_str(&sidekey.ok(&["key", "show", &key.id, "-o", "json"]).await).unwrap();
-    assert_eq!(shown["spent"], spent.as_str(), "{shown}");
-    let budget = shown["in_force"].as_array().unwrap().iter().find(|limit| limit["limit"] == "budget").unwrap();
-    assert_eq!(
-        (&budget["used"], budget["reserved"] == "0" || budget["reserved"] == 0),
-        (&json!(spent), true),
-        "{budget}"
-    );
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prices_are_set_while_requests_go_by() {
     let provider = provider().await;
@@ -299,6 +233,19 @@ async fn prices_are_set_while_requests_go_by() {
     sidekey.restart().await;
     assert_eq!((cost(&sidekey, "gpt-4o-mini").await.as_str(), &*cost(&sidekey, "house").await), ("0.00116", "0.00116"));
 
+    // The past under other prices: what the file does not say costs what it does now.
+    let totals = async |flags: &[&str]| {
+        let said = sidekey.ok(&[&["usage", "--by", "none", "-o", "json"], flags].concat()).await;
+        serde_json::from_str::<Value>(&said).expect("JSON")["totals"].clone()
+    };
+    // One at 0.00116 before the price of gpt-4o-mini was one, three after that, and one as it is listed.
+    let before = totals(&[]).await;
+    assert_eq!(before["cost_usd"], "0.004682", "{before}");
+    std::fs::write(&file, r#"{"prices": {"openai/house": {"input": "0", "output": "0", "per_request": "2"}}}"#)
+        .unwrap();
+    let free = totals(&["--prices", &file.to_string_lossy()]).await;
+    assert_eq!((&free["requests"], &free["cost_usd"]), (&before["requests"], &json!("10")), "{free}");
+    assert_eq!(totals(&[]).await, before);
     let told = sidekey.ok(&["prices", "explain", "house", "--provider", "openai", "--input-tokens", "1000000"]).await;
     assert!(told.contains("costs $1.001\n") && told.contains("openai/house"), "{told}");
     let wrong = sidekey.cli(&["prices", "set", "openai/house", "inptu=1"]).await;
