@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::control::socket::SocketError;
 use crate::net::ca::CaError;
 use crate::net::tls::TlsError;
+use crate::net::via::BadProxy;
 use crate::provider::ConfigFault;
 use crate::storage::StoreError;
 
@@ -37,6 +38,9 @@ pub enum StartError {
     /// A provider's section is wrong.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Config(Vec<ConfigFault>),
+    /// A proxy of the environment cannot be used.
+    #[error(transparent)]
+    Proxy(#[from] BadProxy),
     /// The system refuses a thread, a timer or a file.
     #[error("{0}")]
     Io(#[from] io::Error),

@@ -27,9 +27,11 @@ use crate::control::health::{Check, Readiness};
 use crate::control::{ControlState, Explainer, Facts, Listening};
 use crate::ingress::{FrontParts, Loops};
 use crate::metrics::Metrics;
+use crate::net::dial::Dialer;
 use crate::net::drain::Drain;
 use crate::net::listener::{self, Patience};
 use crate::net::tls::TlsClient;
+use crate::net::via::{Said, Via};
 use crate::provider::Registry;
 use crate::proxy::{ProxyParts, Shared};
 use crate::storage::Store;
@@ -82,12 +84,19 @@ impl Running {
         let redirected = listen.transparent.map_or(Ok(Vec::new()), bind_redirected)?;
         let (clock, metrics) = (Clock::system(), Metrics::default());
         let registry = Arc::new(loaded.config.registry()?);
-        let tls = trust(environment)?;
+        let listening = Listening {
+            proxy: listener.local_addr()?,
+            telemetry: telemetry.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
+            transparent: redirected.first().map(std::net::TcpListener::local_addr).transpose()?,
+            admin: listen.admin.clone(),
+        };
+        let own_ports: Arc<[u16]> = listening.ports().collect();
+        let dialer = dialer(environment, &own_ports)?;
         let store = Store::open(loaded.store_options(environment, &registry, clock.clone(), metrics.clone()))?;
         let parts = ProxyParts {
             store: store.clone(),
             registry: Arc::clone(&registry),
-            tls: tls.clone(),
+            dialer: dialer.clone(),
             clock: clock.clone(),
             section: loaded.config.proxy(),
             prefix: loaded.config.keys.prefix.clone(),
@@ -101,12 +110,6 @@ impl Running {
             checks.push(loops_check(&loops));
         }
         let readiness = Readiness::new(checks);
-        let listening = Listening {
-            proxy: listener.local_addr()?,
-            telemetry: telemetry.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
-            transparent: redirected.first().map(std::net::TcpListener::local_addr).transpose()?,
-            admin: listen.admin.clone(),
-        };
         let admin = crate::control::router(ControlState {
             store: store.clone(),
             registry: Arc::clone(&registry),
@@ -118,7 +121,7 @@ impl Running {
             },
             readiness: readiness.clone(),
             roots: Some(roots),
-            tester: tester::with(&store, &registry, environment, tls.clone(), clock.clone()),
+            tester: tester::with(&store, &registry, environment, dialer.clone(), clock.clone()),
             explainer: explainer(&store, &registry, &clock),
             clock: clock.clone(),
         });
@@ -127,11 +130,11 @@ impl Running {
         let front = FrontParts {
             ca,
             section: loaded.config.connect.clone(),
-            own_ports: listening.ports().collect(),
+            own_ports,
             metrics: metrics.clone(),
             patience: Patience { header_timeout: parts.section.header_timeout },
             connect_timeout: parts.section.connect_timeout,
-            tls,
+            dialer,
             clock,
             drain: Arc::clone(&drain),
         };
@@ -221,9 +224,18 @@ fn is_missing_family(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unsupported)
 }
 
-/// Mozilla's roots, and those of `SSL_CERT_FILE`, which OpenSSL's users know.
-fn trust(environment: &Environment) -> Result<TlsClient, StartError> {
-    Ok(TlsClient::new(environment.get("SSL_CERT_FILE").map(Path::new))?)
+/// Trusts Mozilla's roots and those of `SSL_CERT_FILE`, which OpenSSL's users know, and goes through the proxies that the
+/// environment names; the spelling in lower case goes first, as for curl.
+fn dialer(environment: &Environment, own_ports: &[u16]) -> Result<Dialer, StartError> {
+    let tls = TlsClient::new(environment.get("SSL_CERT_FILE").map(Path::new))?;
+    let either = |lower: &str, upper: &str| environment.get(lower).or_else(|| environment.get(upper));
+    let said = Said {
+        https: either("https_proxy", "HTTPS_PROXY"),
+        http: either("http_proxy", "HTTP_PROXY"),
+        all: either("all_proxy", "ALL_PROXY"),
+        no: either("no_proxy", "NO_PROXY"),
+    };
+    Ok(Dialer::new(tls, Via::new(said, own_ports)?, own_ports.into()))
 }
 
 fn loops_check(loops: &Arc<Loops>) -> Check {

@@ -14,7 +14,7 @@ use crate::config::Environment;
 use crate::control::{KeyTester, TestResult, Verdict};
 use crate::id::KeyId;
 use crate::net::body::Outgoing;
-use crate::net::tls::TlsClient;
+use crate::net::dial::Dialer;
 use crate::net::upstream::{Pool, Received};
 use crate::provider::{Registry, Upstream};
 use crate::proxy::{may_be_googles, names_bad_key, origin};
@@ -24,10 +24,10 @@ use crate::storage::{ProviderKeyState, References, Store};
 /// How long connecting may take, and how long the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Tests keys of `store`. Where `SSL_CERT_FILE` of the environment cannot be read, every test says so.
+/// Tests keys of `store`. Where `SSL_CERT_FILE` or a proxy of the environment cannot be used, every test says so.
 pub fn tester(store: &Store, registry: &Arc<Registry>, environment: &Environment) -> KeyTester {
-    match super::trust(environment) {
-        Ok(tls) => with(store, registry, environment, tls, Clock::system()),
+    match super::dialer(environment, &[]) {
+        Ok(dialer) => with(store, registry, environment, dialer, Clock::system()),
         Err(error) => {
             let detail = error.to_string();
             Arc::new(move |_| {
@@ -42,7 +42,7 @@ pub(super) fn with(
     store: &Store,
     registry: &Arc<Registry>,
     environment: &Environment,
-    tls: TlsClient,
+    dialer: Dialer,
     clock: Clock,
 ) -> KeyTester {
     let references = store.references(environment.secrets());
@@ -50,8 +50,8 @@ pub(super) fn with(
     Arc::new(move |id| {
         let key = store.snapshot().provider_key(id).cloned();
         let (registry, references) = (Arc::clone(&registry), references.clone());
-        let (tls, clock) = (tls.clone(), clock.clone());
-        Box::pin(async move { test(key, &registry, &references, tls, clock, id).await })
+        let (dialer, clock) = (dialer.clone(), clock.clone());
+        Box::pin(async move { test(key, &registry, &references, dialer, clock, id).await })
     })
 }
 
@@ -63,7 +63,7 @@ async fn test(
     key: Option<Arc<ProviderKeyState>>,
     registry: &Registry,
     references: &References,
-    tls: TlsClient,
+    dialer: Dialer,
     clock: Clock,
     id: KeyId,
 ) -> TestResult {
@@ -86,7 +86,7 @@ async fn test(
         Err(detail) => return cannot(&detail),
     };
     let started = clock.now();
-    let pool = Arc::new(Pool::new(origin(upstream), tls, PATIENCE, clock.clone()));
+    let pool = Arc::new(Pool::new(origin(upstream), dialer, PATIENCE, clock.clone()));
     let sent = tokio::time::timeout(PATIENCE, pool.send(request)).await;
     let latency_ms = clock.now().saturating_sub(started) / 1_000_000;
     let result = match sent {

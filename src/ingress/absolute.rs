@@ -86,7 +86,7 @@ impl Front {
             true => Outgoing::Empty,
             false => Outgoing::Streamed(Box::pin(body.map_err(Into::into))),
         };
-        let pool = Pool::new(origin, self.parts.tls.clone(), self.parts.connect_timeout, self.parts.clock.clone());
+        let pool = Pool::new(origin, self.parts.dialer.clone(), self.parts.connect_timeout, self.parts.clock.clone());
         let mut response = Arc::new(pool).send(Request::from_parts(parts, body)).await?;
         self.families.count(Became::Tunnelled);
         strip_hop(response.headers_mut());

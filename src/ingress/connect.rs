@@ -22,9 +22,9 @@ use crate::ingress::refused::Refused;
 use crate::ingress::section::OtherHosts;
 use crate::ingress::{Front, FrontBody, Guest};
 use crate::net::ahead::Ahead;
-use crate::net::dial::{Reach, connect_tcp};
+use crate::net::dial::{Origin, Reach, Stream};
 use crate::net::drain::Watch;
-use crate::net::own::Own;
+use crate::net::splice::Side;
 use crate::net::{splice, tunnel};
 use crate::virtual_key::parse_id;
 
@@ -58,7 +58,7 @@ impl Target {
 /// What is behind an accepted `CONNECT`.
 enum Behind {
     Provider(Guest),
-    Elsewhere(Own),
+    Elsewhere(Stream),
 }
 
 impl Front {
@@ -135,16 +135,11 @@ impl Front {
     }
 
     /// Connects to a host that is no provider's, at an address that is allowed.
-    async fn dial(&self, target: &Target) -> Result<Own, Refused> {
-        let tcp = connect_tcp(&target.host, target.port, self.reach(), self.parts.connect_timeout).await?;
-        // Whatever the name was: both ends at one address are one machine.
-        let ends = tcp.tcp().local_addr().and_then(|local| Ok((local.ip(), tcp.tcp().peer_addr()?)));
-        match ends {
-            Ok((local, there)) if local == there.ip() && self.parts.own_ports.contains(&there.port()) => {
-                Err(Refused::Ourselves { host: target.host.to_string(), port: target.port })
-            }
-            _ => Ok(tcp),
-        }
+    async fn dial(&self, target: &Target) -> Result<Stream, Refused> {
+        let (host, port) = ((&*target.host).into(), target.port);
+        // TLS, if any, is between the two; it only tells which proxy is on the way.
+        let origin = Origin { host, port, tls: false, http2: false, reach: self.reach() };
+        Ok(self.parts.dialer.tunnel(&origin, self.parts.connect_timeout).await?)
     }
 
     pub(super) fn reach(&self) -> Reach {
@@ -167,12 +162,11 @@ impl Front {
     }
 
     /// Joins the two blind, what was read already first.
-    pub(super) async fn join(&self, io: Ahead<TcpStream>, mut upstream: Own, drain: Watch) {
+    pub(super) async fn join(&self, io: Ahead<TcpStream>, mut upstream: impl Side, drain: Watch) {
         let (held, client) = io.into_parts();
         let families = &self.families;
         families.count(Became::Tunnelled);
         splice::keep_alive(&client);
-        splice::keep_alive(upstream.tcp());
         if upstream.write_all(&held).await.is_err() {
             return;
         }

@@ -38,9 +38,9 @@ use crate::metrics::Metrics;
 use crate::net::ahead::Ahead;
 use crate::net::body::BoxError;
 use crate::net::ca::Ca;
+use crate::net::dial::Dialer;
 use crate::net::drain::{Drain, Watch};
 use crate::net::listener::{Handler, Patience};
-use crate::net::tls::TlsClient;
 use crate::net::upstream::Received;
 use crate::proxy::{AnswerBody, Proxy};
 
@@ -72,8 +72,8 @@ pub struct FrontParts {
     pub patience: Patience,
     /// How long connecting to another host may take.
     pub connect_timeout: Duration,
-    /// Trust towards other hosts, where TLS is sidekey's to open.
-    pub tls: TlsClient,
+    /// Dials other hosts.
+    pub dialer: Dialer,
     /// Time.
     pub clock: Clock,
     /// Held by tunnels.

@@ -65,7 +65,7 @@ impl Refused {
     pub(super) fn became(&self) -> Became {
         match self {
             Self::Misdirected { .. } => Became::Mismatched,
-            Self::Dial(DialError::Forbidden { .. }) => Became::Refused,
+            Self::Dial(DialError::Forbidden { .. } | DialError::Ourselves { .. }) => Became::Refused,
             Self::Dial(_) | Self::Send(_) => Became::Unreached,
             _ => Became::Refused,
         }
@@ -75,7 +75,7 @@ impl Refused {
         match self {
             Self::Ca(_) | Self::Send(_) => StatusCode::BAD_GATEWAY,
             Self::Denied { .. } | Self::Ourselves { .. } | Self::Port { .. } => StatusCode::FORBIDDEN,
-            Self::Dial(DialError::Forbidden { .. }) => StatusCode::FORBIDDEN,
+            Self::Dial(DialError::Forbidden { .. } | DialError::Ourselves { .. }) => StatusCode::FORBIDDEN,
             Self::Dial(DialError::Timeout { .. }) => StatusCode::GATEWAY_TIMEOUT,
             Self::Dial(_) => StatusCode::BAD_GATEWAY,
             Self::Inside | Self::Version => StatusCode::METHOD_NOT_ALLOWED,

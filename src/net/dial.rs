@@ -1,6 +1,6 @@
-//! Dialling an upstream: resolve, refuse addresses a public name must not have, connect, TLS.
+//! Dialling an upstream: resolve, refuse addresses a public name must not have, connect, TLS; or ask a proxy for the way.
 //!
-//! Owns [`Origin`] and [`Stream`]; leaves HTTP and pooling to `upstream`.
+//! Owns [`Origin`], [`Dialer`] and [`Stream`]; leaves HTTP and pooling to `upstream`, and which proxy to `via`.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,11 +11,14 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::net::own::Own;
+use crate::net::splice::Side;
 use crate::net::tls::TlsClient;
+use crate::net::via::{Hop, Via};
 
 /// Where to connect, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +79,24 @@ pub enum DialError {
         /// What to do if that is meant.
         hint: &'static str,
     },
+    /// The other end would be this very process.
+    #[error("{host}:{port} is this sidekey itself")]
+    Ourselves {
+        /// The name dialled.
+        host: Arc<str>,
+        /// The port dialled.
+        port: u16,
+    },
+    /// The proxy on the way does not let it through.
+    #[error("the proxy {proxy}:{port} on the way: {source}")]
+    Proxy {
+        /// The proxy.
+        proxy: Arc<str>,
+        /// Its port.
+        port: u16,
+        /// Why.
+        source: io::Error,
+    },
     /// The name has no address.
     #[error("cannot resolve {host}: {source}")]
     Resolve {
@@ -113,71 +134,157 @@ pub struct Dialled {
     pub http2: bool,
 }
 
-/// Plain TCP or TLS over it.
+/// Plain TCP, or TLS over it.
 #[derive(Debug)]
 pub enum Stream {
+    /// `https://` through a proxy that has TLS itself.
+    Nested(Box<TlsStream<TlsStream<Own>>>),
     /// `http://`
     Plain(Own),
     /// `https://`
     Tls(Box<TlsStream<Own>>),
 }
 
-/// Connects to `origin`, TLS included, within `limit`.
-///
-/// # Errors
-/// See [`DialError`].
-///
-/// # Cancel safety
-/// Dropping the future closes what was opened.
-pub async fn dial(origin: &Origin, tls: &TlsClient, limit: Duration) -> Result<Dialled, DialError> {
-    let timeout = || DialError::Timeout { host: Arc::clone(&origin.host), port: origin.port, limit };
-    tokio::time::timeout(limit, connect(origin, tls)).await.map_err(|_| timeout())?
+/// Dials: whom it trusts, which proxies it goes through, and where it never goes.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    tls: TlsClient,
+    via: Via,
+    /// Ports of this machine at which sidekey itself listens.
+    own_ports: Arc<[u16]>,
 }
 
-async fn connect(origin: &Origin, tls: &TlsClient) -> Result<Dialled, DialError> {
-    let tcp = try_each(&origin.host, origin.port, origin.reach).await?;
-    // Each event of a stream is to leave at once, not to wait for an acknowledgement (Nagle).
-    let _ = tcp.tcp().set_nodelay(true);
-    if !origin.tls {
-        return Ok(Dialled { stream: Stream::Plain(tcp), http2: origin.http2 });
+impl From<TlsClient> for Dialer {
+    /// One that goes straight.
+    fn from(tls: TlsClient) -> Self {
+        Self { tls, via: Via::none(), own_ports: Arc::default() }
     }
-    let fault = |source: io::Error| DialError::Tls { host: Arc::clone(&origin.host), source };
-    let name = ServerName::try_from(origin.host.to_string())
-        .map_err(|error| fault(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
-    let stream = TlsConnector::from(tls.config(origin.http2)).connect(name, tcp).await.map_err(fault)?;
-    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    Ok(Dialled { stream: Stream::Tls(Box::new(stream)), http2 })
 }
 
-/// Connects to `host` without TLS within `limit`, at an address that `reach` allows.
-///
-/// # Errors
-/// See [`DialError`].
-///
-/// # Cancel safety
-/// Dropping the future closes what was opened.
-pub async fn connect_tcp(host: &str, port: u16, reach: Reach, limit: Duration) -> Result<Own, DialError> {
-    let host: Arc<str> = host.into();
-    let connecting = try_each(&host, port, reach);
-    let tcp = tokio::time::timeout(limit, connecting).await.map_err(|_| DialError::Timeout { host, port, limit })??;
-    let _ = tcp.tcp().set_nodelay(true);
-    Ok(tcp)
-}
+impl Dialer {
+    /// One that goes through the proxies of `via`, and nowhere to `own_ports` of this machine.
+    #[must_use]
+    pub fn new(tls: TlsClient, via: Via, own_ports: Arc<[u16]>) -> Self {
+        Self { tls, via, own_ports }
+    }
 
-/// Tries each address in turn; the addresses checked are the ones dialled, so a second look-up cannot differ.
-async fn try_each(host: &Arc<str>, port: u16, reach: Reach) -> Result<Own, DialError> {
-    let addresses = resolve(host, port, reach).await?;
-    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
-    // A dead address must not use up the time of the next one.
-    let share = Duration::from_secs(if addresses.len() > 1 { 3 } else { 3600 });
-    for address in addresses {
-        match tokio::time::timeout(share, Own::connect(address)).await {
-            Ok(Ok(tcp)) => return Ok(tcp),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
+    /// Connects to `origin`, TLS included, within `limit`.
+    ///
+    /// Through a proxy the address of the host is not seen here and cannot be checked; only a host that is written as an
+    /// address can.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes what was opened.
+    pub async fn dial(&self, origin: &Origin, limit: Duration) -> Result<Dialled, DialError> {
+        let timeout = || DialError::Timeout { host: Arc::clone(&origin.host), port: origin.port, limit };
+        tokio::time::timeout(limit, self.connect(origin)).await.map_err(|_| timeout())?
+    }
+
+    /// As [`Dialer::dial`], for bytes that others exchange: no TLS is spoken here, and a proxy is the one for `https://`.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes what was opened.
+    pub async fn tunnel(&self, origin: &Origin, limit: Duration) -> Result<Stream, DialError> {
+        let timeout = || DialError::Timeout { host: Arc::clone(&origin.host), port: origin.port, limit };
+        let plain = Origin { tls: false, http2: false, ..origin.clone() };
+        let opening = async {
+            match self.via.hop(&origin.host, origin.port, true) {
+                Some(hop) => Box::pin(self.through(&hop, &plain)).await.map(|dialled| dialled.stream),
+                None => self.try_each(&origin.host, origin.port, origin.reach).await.map(Stream::Plain),
+            }
+        };
+        tokio::time::timeout(limit, opening).await.map_err(|_| timeout())?
+    }
+
+    async fn connect(&self, origin: &Origin) -> Result<Dialled, DialError> {
+        let Some(hop) = self.via.hop(&origin.host, origin.port, origin.tls) else {
+            let tcp = self.try_each(&origin.host, origin.port, origin.reach).await?;
+            return self.secure(origin, tcp, Stream::Plain, |tls| Stream::Tls(Box::new(tls))).await;
+        };
+        // Rare, and large.
+        Box::pin(self.through(&hop, origin)).await
+    }
+
+    /// Asks a proxy for the way.
+    async fn through(&self, hop: &Hop, origin: &Origin) -> Result<Dialled, DialError> {
+        if let Ok(ip) = origin.host.parse::<IpAddr>()
+            && !origin.reach.allows(ip)
+        {
+            return Err(forbidden(&origin.host, ip));
         }
+        let fault = |source| DialError::Proxy { proxy: Arc::clone(&hop.host), port: hop.port, source };
+        let mut tcp = self.try_each(&hop.host, hop.port, Reach::Any).await?;
+        if !hop.tls {
+            hop.ask(&mut tcp, &origin.host, origin.port).await.map_err(fault)?;
+            return self.secure(origin, tcp, Stream::Plain, |tls| Stream::Tls(Box::new(tls))).await;
+        }
+        let mut outer = self.handshake(&hop.host, tcp, false).await?;
+        hop.ask(&mut outer, &origin.host, origin.port).await.map_err(fault)?;
+        self.secure(origin, outer, |tls| Stream::Tls(Box::new(tls)), |tls| Stream::Nested(Box::new(tls))).await
     }
-    Err(DialError::Connect { host: Arc::clone(host), port, source: last })
+
+    /// TLS with `origin` over a connection to it, where it has TLS.
+    async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        origin: &Origin,
+        io: S,
+        plain: impl FnOnce(S) -> Stream,
+        secure: impl FnOnce(TlsStream<S>) -> Stream,
+    ) -> Result<Dialled, DialError> {
+        if !origin.tls {
+            return Ok(Dialled { stream: plain(io), http2: origin.http2 });
+        }
+        let stream = self.handshake(&origin.host, io, origin.http2).await?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok(Dialled { stream: secure(stream), http2 })
+    }
+
+    async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        host: &Arc<str>,
+        io: S,
+        http2: bool,
+    ) -> Result<TlsStream<S>, DialError> {
+        let fault = |source: io::Error| DialError::Tls { host: Arc::clone(host), source };
+        let name = ServerName::try_from(host.to_string())
+            .map_err(|error| fault(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+        TlsConnector::from(self.tls.config(http2)).connect(name, io).await.map_err(fault)
+    }
+
+    /// Tries each address in turn; the addresses checked are the ones dialled, so a second look-up cannot differ.
+    async fn try_each(&self, host: &Arc<str>, port: u16, reach: Reach) -> Result<Own, DialError> {
+        let addresses = resolve(host, port, reach).await?;
+        let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
+        // A dead address must not use up the time of the next one.
+        let share = Duration::from_secs(if addresses.len() > 1 { 3 } else { 3600 });
+        for address in addresses {
+            match tokio::time::timeout(share, Own::connect(address)).await {
+                Ok(Ok(own)) if self.is_ours(own.tcp()) => {
+                    return Err(DialError::Ourselves { host: Arc::clone(host), port });
+                }
+                Ok(Ok(own)) => {
+                    // Each event of a stream is to leave at once, not to wait for an acknowledgement (Nagle).
+                    let _ = own.tcp().set_nodelay(true);
+                    return Ok(own);
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
+            }
+        }
+        Err(DialError::Connect { host: Arc::clone(host), port, source: last })
+    }
+
+    /// True when the other end is this sidekey, whatever it is called: both ends at one address are one machine.
+    fn is_ours(&self, tcp: &TcpStream) -> bool {
+        let (Ok(local), Ok(there)) = (tcp.local_addr(), tcp.peer_addr()) else { return false };
+        local.ip() == there.ip() && self.own_ports.contains(&there.port())
+    }
 }
 
 async fn resolve(host: &Arc<str>, port: u16, reach: Reach) -> Result<Vec<SocketAddr>, DialError> {
@@ -191,18 +298,20 @@ async fn resolve(host: &Arc<str>, port: u16, reach: Reach) -> Result<Vec<SocketA
     let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| reach.allows(address.ip()));
     match (good.is_empty(), bad.first()) {
         (false, _) => Ok(good),
-        (true, Some(address)) => {
-            let hint = match is_special(address.ip()) {
-                true => "addresses of this kind are always refused",
-                false => "set base_url of a provider, or connect.allow_private, if that is meant",
-            };
-            Err(DialError::Forbidden { host: Arc::clone(host), address: address.ip(), hint })
-        }
+        (true, Some(address)) => Err(forbidden(host, address.ip())),
         (true, None) => {
             let source = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
             Err(DialError::Resolve { host: Arc::clone(host), source })
         }
     }
+}
+
+fn forbidden(host: &Arc<str>, address: IpAddr) -> DialError {
+    let hint = match is_special(address) {
+        true => "addresses of this kind are always refused",
+        false => "set base_url of a provider, or connect.allow_private, if that is meant",
+    };
+    DialError::Forbidden { host: Arc::clone(host), address, hint }
 }
 
 /// Loopback, private, link-local (the metadata services), shared, unspecified, multicast and documentation
@@ -268,9 +377,26 @@ fn embedded(v6: std::net::Ipv6Addr) -> Option<IpAddr> {
     }
 }
 
+impl Stream {
+    fn own(&self) -> &Own {
+        match self {
+            Self::Nested(tls) => tls.get_ref().0.get_ref().0,
+            Self::Plain(own) => own,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+}
+
+impl Side for Stream {
+    fn abort(&self) {
+        self.own().abort();
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Nested(tls) => Pin::new(tls).poll_read(cx, buf),
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         }
@@ -280,6 +406,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
+            Self::Nested(tls) => Pin::new(tls).poll_write(cx, buf),
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         }
@@ -291,6 +418,7 @@ impl AsyncWrite for Stream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
+            Self::Nested(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
             Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
         }
@@ -298,6 +426,7 @@ impl AsyncWrite for Stream {
 
     fn is_write_vectored(&self) -> bool {
         match self {
+            Self::Nested(tls) => tls.is_write_vectored(),
             Self::Plain(tcp) => tcp.is_write_vectored(),
             Self::Tls(tls) => tls.is_write_vectored(),
         }
@@ -305,6 +434,7 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Nested(tls) => Pin::new(tls).poll_flush(cx),
             Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
@@ -312,6 +442,7 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Nested(tls) => Pin::new(tls).poll_shutdown(cx),
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
@@ -377,8 +508,8 @@ mod tests {
     #[tokio::test]
     async fn a_public_name_must_not_be_local() {
         let origin = Origin { host: "localhost".into(), port: 9, tls: false, http2: false, reach: Reach::Public };
-        let tls = TlsClient::new(None).unwrap();
-        let error = dial(&origin, &tls, Duration::from_secs(5)).await.unwrap_err();
+        let dialer = Dialer::from(TlsClient::new(None).unwrap());
+        let error = dialer.dial(&origin, Duration::from_secs(5)).await.unwrap_err();
         assert!(matches!(error, DialError::Forbidden { .. }), "{error}");
     }
 }

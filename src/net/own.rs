@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::net::splice::Side;
+use crate::net::splice::{Side, keep_alive};
 
 /// An address without what differs between two readings of it: scope, flow, and IPv4 inside IPv6.
 type End = (IpAddr, u16);
@@ -51,6 +51,7 @@ impl Own {
     /// # Errors
     /// When it has been closed already.
     pub fn new(tcp: TcpStream) -> io::Result<Self> {
+        keep_alive(&tcp);
         let ends = (end(tcp.local_addr()?), end(tcp.peer_addr()?));
         OPEN.lock().unwrap_or_else(PoisonError::into_inner).insert(ends);
         Ok(Self { tcp, ends })

@@ -24,9 +24,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use crate::clock::{Clock, Nanos};
 use crate::net::body::Outgoing;
-use crate::net::dial::{DialError, Dialled, Origin, Stream, dial};
+use crate::net::dial::{DialError, Dialer, Dialled, Origin, Stream};
 use crate::net::patient::Patient;
-use crate::net::tls::TlsClient;
 
 /// Idle HTTP/1.1 connections kept per upstream; more than this were needed only in a burst.
 const MAX_IDLE: usize = 256;
@@ -50,7 +49,7 @@ pub enum SendError {
 #[derive(Debug)]
 pub struct Pool {
     origin: Origin,
-    tls: TlsClient,
+    dialer: Dialer,
     connect_timeout: Duration,
     clock: Clock,
     http1: Mutex<Vec<Http1>>,
@@ -96,8 +95,8 @@ impl Drop for StreamCount {
 impl Pool {
     /// An empty pool.
     #[must_use]
-    pub fn new(origin: Origin, tls: TlsClient, connect_timeout: Duration, clock: Clock) -> Self {
-        Self { origin, tls, connect_timeout, clock, http1: Mutex::default(), http2: Mutex::default() }
+    pub fn new(origin: Origin, dialer: Dialer, connect_timeout: Duration, clock: Clock) -> Self {
+        Self { origin, dialer, connect_timeout, clock, http1: Mutex::default(), http2: Mutex::default() }
     }
 
     /// Where its connections go.
@@ -133,7 +132,7 @@ impl Pool {
 
     /// Sends on a new connection.
     async fn send_fresh(self: &Arc<Self>, request: Request<Outgoing>) -> Result<Response<Received>, SendError> {
-        let Dialled { stream, http2 } = dial(&self.origin, &self.tls, self.connect_timeout).await?;
+        let Dialled { stream, http2 } = self.dialer.dial(&self.origin, self.connect_timeout).await?;
         if http2 {
             let shared = self.open_http2(stream).await?;
             return self.send_http2(shared, request).await;
@@ -149,7 +148,7 @@ impl Pool {
     /// See [`SendError`].
     pub async fn upgrade(&self, request: Request<Outgoing>) -> Result<Response<Received>, SendError> {
         let plain = Origin { http2: false, ..self.origin.clone() };
-        let Dialled { stream, .. } = dial(&plain, &self.tls, self.connect_timeout).await?;
+        let Dialled { stream, .. } = self.dialer.dial(&plain, self.connect_timeout).await?;
         let (mut sender, drive) = http1::Builder::new().handshake(TokioIo::new(Patient::new(stream))).await?;
         spawn(async move {
             let _ = drive.with_upgrades().await;

@@ -40,9 +40,8 @@ use crate::entry::Outcome;
 use crate::id::RequestId;
 use crate::limit::RateHeaders;
 use crate::metrics::Metrics;
-use crate::net::dial::{Origin, Reach};
+use crate::net::dial::{Dialer, Origin, Reach};
 use crate::net::drain::Drain;
-use crate::net::tls::TlsClient;
 use crate::net::upstream::Pool;
 use crate::provider::{Dialect, Registry, Scheme, Upstream};
 use crate::storage::Store;
@@ -124,8 +123,8 @@ pub struct ProxyParts {
     pub store: Store,
     /// Providers.
     pub registry: Arc<Registry>,
-    /// Trust towards providers.
-    pub tls: TlsClient,
+    /// Dials providers.
+    pub dialer: Dialer,
     /// Time.
     pub clock: Clock,
     /// Bounds.
@@ -329,5 +328,5 @@ pub fn origin(upstream: &Upstream) -> Origin {
 
 fn pool(upstream: &Upstream, parts: &ProxyParts) -> Arc<Pool> {
     let timeout = upstream.connect_timeout.unwrap_or(parts.section.connect_timeout);
-    Arc::new(Pool::new(origin(upstream), parts.tls.clone(), timeout, parts.clock.clone()))
+    Arc::new(Pool::new(origin(upstream), parts.dialer.clone(), timeout, parts.clock.clone()))
 }

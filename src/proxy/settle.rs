@@ -421,7 +421,7 @@ mod tests {
         ProxyParts {
             store,
             registry: Arc::new(Registry::build(&std::collections::BTreeMap::new(), None).unwrap()),
-            tls: TlsClient::new(None).unwrap(),
+            dialer: TlsClient::new(None).unwrap().into(),
             clock,
             section: ProxySection::default(),
             prefix: "sk-side".to_owned(),

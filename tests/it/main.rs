@@ -27,4 +27,5 @@ mod stream;
 mod support;
 mod transcripts;
 mod transparent;
+mod upstream_proxy;
 mod virtual_key;

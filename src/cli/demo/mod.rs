@@ -175,7 +175,7 @@ impl Stage<'_> {
         };
         let failed = |error: String| Failure::new(Exit::Failure, error);
         let tls = TlsClient::new(None).map_err(|error| failed(error.to_string()))?;
-        let pool = Arc::new(Pool::new(origin, tls, Duration::from_secs(5), Clock::system()));
+        let pool = Arc::new(Pool::new(origin, tls.into(), Duration::from_secs(5), Clock::system()));
         let request = request(proxy, key)?;
         let response = pool.send(request).await.map_err(|error| failed(error.to_string()))?;
         let header = response.headers().get("x-sidekey-request-id").and_then(|value| value.to_str().ok());

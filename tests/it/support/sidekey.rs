@@ -225,6 +225,14 @@ impl Sidekey {
         output.unwrap_or_else(|_| panic!("sidekey {} does not end", args.join(" "))).expect("our own child")
     }
 
+    /// Runs a command with these variables beside its own.
+    pub(crate) async fn cli_env(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
+        let mut command = command(self.folder.path(), &self.env);
+        command.args(args).envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = timeout(PATIENCE * 3, command.output()).await;
+        output.unwrap_or_else(|_| panic!("sidekey {} does not end", args.join(" "))).expect("our own child")
+    }
+
     /// Starts a command with its stdin and stdout in our hands.
     pub(crate) fn spawn_cli(&self, args: &[&str]) -> Child {
         let mut command = command(self.folder.path(), &self.env);
