@@ -203,20 +203,24 @@ fn without_date(name: &str, _: Place<'_>) -> Option<usize> {
 
 /// The date of `-2024-08-06`, `-20240806` or `@20240806`, as a number that sorts.
 pub(super) fn date(suffix: &str) -> Option<u32> {
-    let bytes = suffix.as_bytes();
-    let (mark, digits): (u8, String) = match bytes.len() {
-        11 if bytes[5] == b'-' && bytes[8] == b'-' => (bytes[0], [&suffix[1..5], &suffix[6..8], &suffix[9..]].concat()),
-        9 => (bytes[0], suffix.get(1..)?.to_owned()),
+    // After the mark, so that no cut below is within a character.
+    let text = suffix.strip_prefix(['-', '@'])?;
+    let bytes = text.as_bytes();
+    let digits = match bytes.len() {
+        10 if bytes[4] == b'-' && bytes[7] == b'-' => [&text[..4], &text[5..7], &text[8..]].concat(),
+        8 => text.to_owned(),
         _ => return None,
     };
     let number: u32 = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()?;
     let (year, month, day) = (number / 10_000, number / 100 % 100, number % 100);
     let real = (2015..2100).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
-    (matches!(mark, b'-' | b'@') && real).then_some(number)
+    real.then_some(number)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn place(provider: &'static str) -> Place<'static> {
@@ -307,6 +311,10 @@ mod tests {
             ("-2024-0806", None),
             ("x20240806", None),
             ("-202408", None),
+            ("é024-08-06", None),
+            ("-é24-08-06", None),
+            ("-2024-é-06", None),
+            ("-202408é", None),
         ] {
             assert_eq!(date(suffix), want, "{suffix}");
         }
@@ -319,6 +327,25 @@ mod tests {
         }
         for text in ["", "gpt-4o", "/x", "openai/", "openai/a b", "openai/\n"] {
             assert_eq!(text.parse::<PriceName>(), Err(BadName(text.to_owned())));
+        }
+    }
+
+    proptest! {
+        /// Names come from clients: whatever they are, there are few spellings, none empty, and the first is the name.
+        #[test]
+        fn any_name_has_spellings(
+            name in prop_oneof![
+                any::<String>(),
+                "(us\\.|models/|openai/|ft:|arn:)?[a-zé.@:/-]{0,12}[-@:é]?[0-9é-]{0,12}(-latest|:0|@20240806)?",
+            ],
+            region in proptest::option::of(Just("eu-west-1")),
+        ) {
+            let place = Place { provider: "openai", listed_as: "openai", region };
+            let found = spellings(place, &name);
+            prop_assert!(found.len() <= 14 && found.iter().all(|(_, name)| !name.is_empty()));
+            if let Some((_, first)) = found.iter().find(|(spelling, _)| *spelling == Spelling::Exact) {
+                prop_assert_eq!(first, &name);
+            }
         }
     }
 }
