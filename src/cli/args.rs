@@ -59,6 +59,8 @@ pub enum Format {
     Json,
     /// One JSON object a line
     Jsonl,
+    /// Lists as CSV (RFC 4180)
+    Csv,
 }
 
 /// The commands.
@@ -612,15 +614,45 @@ pub struct ProviderKeyUpdate {
 /// `sidekey usage`.
 #[derive(Args, Clone, Debug)]
 pub struct UsageArgs {
-    /// Days back from now
-    #[arg(long, default_value_t = 30)]
-    pub days: u32,
+    /// The last days, today included, in UTC; 30 unless another time is given
+    #[arg(long, conflicts_with_all = ["from", "to"])]
+    pub days: Option<u32>,
+    /// From this day or time on, as 2026-11-25 or 2026-11-25T08:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Before this day or time
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
     /// What the groups are.
     #[arg(long, default_value = "model", help = format!("What the groups are: {}", Dimension::words()))]
     pub by: Dimension,
     /// Only this virtual key, by id or name
     #[arg(long)]
     pub key: Option<String>,
+    /// Only this user's
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Only this team's
+    #[arg(long)]
+    pub team: Option<String>,
+    /// Only those of keys on this plan
+    #[arg(long)]
+    pub plan: Option<String>,
+    /// Only those sent to this provider
+    #[arg(long)]
+    pub provider: Option<String>,
+    /// Only those that this provider key paid for, by id or name
+    #[arg(long)]
+    pub provider_key: Option<String>,
+    /// Only those of this model, as asked for or as the provider named it
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Only those of this x-sidekey-group
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Only those paid for by user, team or system
+    #[arg(long, value_name = "WHO")]
+    pub source: Option<String>,
     /// Costs as they would be by this file's prices, as prices import reads it; - is standard input
     #[arg(long, value_name = "FILE")]
     pub prices: Option<PathBuf>,

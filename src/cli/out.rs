@@ -45,7 +45,7 @@ impl Out {
     /// When standard output cannot be written.
     pub fn one(self, value: &Value, table: impl FnOnce(&Value) -> String) -> io::Result<()> {
         match self.format {
-            Format::Table => write_all(table(value).as_bytes()),
+            Format::Csv | Format::Table => write_all(table(value).as_bytes()),
             Format::Json | Format::Jsonl => self.json(value),
         }
     }
@@ -56,6 +56,7 @@ impl Out {
     /// When standard output cannot be written.
     pub fn many(self, document: &Value, items: &[Value], columns: &[Column<'_>]) -> io::Result<()> {
         match self.format {
+            Format::Csv => write_all(&csv(items, columns)?),
             Format::Json => self.json(document),
             Format::Jsonl => {
                 let lines: Result<Vec<String>, _> = items.iter().map(serde_json::to_string).collect();
@@ -83,6 +84,19 @@ pub fn table(items: &[Value], columns: &[Column<'_>]) -> String {
         table.add_row(columns.iter().map(|(_, path)| cell(item.pointer(path))));
     }
     lines_of(&table)
+}
+
+/// Items as CSV, the columns' names in small letters first; what is absent or null is empty.
+fn csv(items: &[Value], columns: &[Column<'_>]) -> io::Result<Vec<u8>> {
+    let mut rows = csv::Writer::from_writer(Vec::new());
+    rows.write_record(columns.iter().map(|(head, _)| head.to_lowercase().replace(' ', "_")))?;
+    for item in items {
+        let value = |path| item.pointer(path).filter(|value| !value.is_null());
+        rows.write_record(
+            columns.iter().map(|(_, path)| value(path).map_or_else(String::new, |value| cell(Some(value)))),
+        )?;
+    }
+    rows.into_inner().map_err(|error| io::Error::other(error.to_string()))
 }
 
 /// One thing as names and values, in the order of its fields.
@@ -140,6 +154,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn csv_quotes_what_it_must() {
+        let items = [json!({"id": "a,\"b\"", "n": 1}), json!({"id": "line\nline", "n": null})];
+        let text = String::from_utf8(csv(&items, &[("THE ID", "/id"), ("N", "/n")]).unwrap()).unwrap();
+        assert_eq!(text, "the_id,n\n\"a,\"\"b\"\"\",1\n\"line\nline\",\n");
+    }
 
     #[test]
     fn tables_and_cards() {

@@ -196,7 +196,7 @@ async fn test(session: &Session, client: &AdminClient, key: Option<&str>, all: b
 }
 
 /// The id of a provider key named by id, by name, or as `provider/name`.
-async fn resolve(client: &AdminClient, said: &str) -> Result<String, Failure> {
+pub(super) async fn resolve(client: &AdminClient, said: &str) -> Result<String, Failure> {
     if as_id(said).is_some() {
         return Ok(said.to_owned());
     }

@@ -41,7 +41,7 @@ fn check(session: &Session) -> Result<(), Failure> {
 fn show(session: &Session) -> Result<(), Failure> {
     let config = &session.loaded.config;
     match session.out.format {
-        Format::Table => {
+        Format::Csv | Format::Table => {
             let text = toml::to_string_pretty(config).map_err(anyhow::Error::from)?;
             session.out.text(&text)?;
         }

@@ -8,9 +8,8 @@ use crate::cli::Session;
 use crate::cli::args::{Format, LedgerArgs, ProviderCommand, UsageArgs};
 use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::keys;
 use crate::cli::out::{self, Column};
-use crate::cli::prices;
+use crate::cli::{keys, prices, provider_keys};
 use crate::storage::Dimension;
 
 const LEDGER_COLUMNS: &[Column<'_>] = &[
@@ -41,15 +40,55 @@ const MAX_PAGE: usize = 1000;
 
 /// `sidekey usage`.
 pub(super) async fn usage(session: &Session, client: &AdminClient, args: &UsageArgs) -> Result<(), Failure> {
-    let mut path = format!("/api/usage?days={}&by={}", args.days, args.by.as_str());
-    if let Some(key) = &args.key {
-        path.push_str(&format!("&key={}", keys::resolve(client, key).await?));
+    let mut path = format!("/api/usage?by={}", args.by.as_str());
+    let days = args.days.map(|days| days.to_string());
+    let key = match &args.key {
+        Some(key) => Some(keys::resolve(client, key).await?),
+        None => None,
+    };
+    let provider_key = match &args.provider_key {
+        Some(key) => Some(provider_keys::resolve(client, key).await?),
+        None => None,
+    };
+    for (name, value) in [
+        ("days", &days),
+        ("from", &args.from),
+        ("to", &args.to),
+        ("key", &key),
+        ("provider_key", &provider_key),
+        ("user", &args.user),
+        ("team", &args.team),
+        ("plan", &args.plan),
+        ("provider", &args.provider),
+        ("model", &args.model),
+        ("group", &args.group),
+        ("source", &args.source),
+    ] {
+        if let Some(value) = value {
+            path.push_str(&format!("&{name}={}", encoded(value)));
+        }
     }
     let report = match &args.prices {
         Some(file) => client.post(&path, &json!({"prices": prices::read(file)?})).await?,
         None => client.get(&path).await?,
     };
-    print_report(session, &report.body, args.by)
+    print_report(session, &report.body, args.by)?;
+    if session.out.format == Format::Table && report.body["totals"]["requests"] != 0 {
+        out::say(&paid(&report.body));
+    }
+    Ok(())
+}
+
+/// Who paid, and what of it the system did not have to.
+fn paid(report: &Value) -> String {
+    let part = |(source, part): (&String, &Value)| {
+        let cost = part["cost_usd"].as_str().map_or_else(String::new, |cost| format!(" (${cost})"));
+        (part["requests"] != 0).then(|| format!("{source} {}{cost}", part["requests"]))
+    };
+    let parts: Vec<String> = report["key_sources"].as_object().into_iter().flatten().filter_map(part).collect();
+    let saved = report["cost_on_user_keys_usd"].as_str().filter(|cost| *cost != "0");
+    let saved = saved.map_or_else(String::new, |cost| format!("; on users' own keys: ${cost}"));
+    format!("paid for by: {}{saved}", parts.join(", "))
 }
 
 /// A report: the document, a line for each group, or a table that ends with the totals.

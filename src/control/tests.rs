@@ -450,7 +450,7 @@ async fn usage_ledger_and_groups() {
     let report = api.get("/api/usage?days=30&by=model").await.body;
     assert_eq!(
         (&report["from"], &report["to"]),
-        (&json!("2023-10-15T22:13:20.000Z"), &json!("2023-11-14T22:13:20.001Z"))
+        (&json!("2023-10-16T00:00:00.000Z"), &json!("2023-11-15T00:00:00.000Z"))
     );
     assert_eq!(report["totals"]["requests"], 3);
     let tokens =
@@ -460,6 +460,25 @@ async fn usage_ledger_and_groups() {
         (&group["model"], &group["requests"], &group["tokens"], &group["cost_usd"]),
         (&json!("b"), &json!(2), &tokens, &Value::Null)
     );
+    assert_eq!(report["key_sources"]["system"], json!({"requests": 2, "tokens": 30, "cost_usd": null}));
+    for (query, requests) in [
+        ("from=2023-11-14", 3),
+        ("from=2023-11-14T22:13:20Z&to=2023-11-15", 3),
+        ("to=2023-11-14", 0),
+        ("from=2023-11-15&by=day", 0),
+        ("source=user", 1),
+        ("model=b&by=source", 2),
+        ("plan=free", 0),
+    ] {
+        let report = api.get(&format!("/api/usage?{query}")).await;
+        assert_eq!((report.status, &report.body["totals"]["requests"]), (200, &json!(requests)), "{query}");
+    }
+    for (query, field) in
+        [("from=yesterday", "from"), ("from=2023-11-15&to=2023-11-14", "to"), ("days=3&to=2023-11-14", "days")]
+    {
+        let refused = api.get(&format!("/api/usage?{query}")).await;
+        assert_eq!((refused.status, &refused.body["field"]), (422, &json!(field)), "{query}");
+    }
     let refused = api.get("/api/usage?by=colour").await.body;
     assert_eq!(refused["field"], "by");
     assert_eq!(refused["detail"], format!("usage is summed by {}, not \"colour\"", crate::storage::Dimension::words()));
@@ -475,8 +494,9 @@ async fn usage_ledger_and_groups() {
     assert_eq!((rest["entries"].as_array().unwrap().len(), &rest["entries"][0]["model_requested"]), (1, &json!("a")));
 
     let group = api.get("/api/usage/groups/job%201").await.body;
-    assert_eq!(group["summary"], json!({"user": 1, "team": 0, "system": 2}));
-    let sources: Vec<&Value> = group["calls"].as_array().unwrap().iter().map(|call| &call["key_source"]).collect();
+    assert_eq!(group["apiKeyUsageSummary"], json!({"user": 1, "team": 0, "system": 2, "none": 0}));
+    let sources: Vec<&Value> =
+        group["apiKeyUsageLog"].as_array().unwrap().iter().map(|call| &call["key_source"]).collect();
     assert_eq!(sources, ["user", "system", "system"]);
     assert_eq!(api.get(&format!("/api/keys/{id}")).await.body["total_requests"], 3);
 }

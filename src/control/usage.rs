@@ -9,8 +9,9 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use http::HeaderMap;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use crate::clock::parse_rfc3339;
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::{ControlState, keys, provider_keys};
 use crate::entry::EntryView;
@@ -27,11 +28,14 @@ const MAX_LIMIT: usize = 1000;
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ReportQuery {
     days: Option<u32>,
+    from: Option<String>,
+    to: Option<String>,
     by: Option<String>,
     key: Option<KeyId>,
     provider_key: Option<KeyId>,
     user: Option<String>,
     team: Option<String>,
+    plan: Option<String>,
     provider: Option<String>,
     model: Option<String>,
     group: Option<String>,
@@ -73,11 +77,12 @@ fn asked(state: &ControlState, query: ReportQuery) -> Result<(LedgerFilter, Dime
         provider_key: query.provider_key,
         user: query.user,
         team: query.team,
+        plan: query.plan,
         provider: query.provider,
         model: query.model,
         group: query.group,
         key_source: query.source,
-        ..last(state, query.days)
+        ..within(state, query.days, query.from.as_deref(), query.to.as_deref())?
     };
     Ok((filter, by))
 }
@@ -120,20 +125,15 @@ pub(super) async fn of_group(
     let sums = LedgerFilter { limit: None, ..filter.clone() };
     let page = state.store.ledger().query(filter).await?;
     let report = state.store.ledger().usage(sums, Dimension::Source).await?;
-    let paid = |source: KeySource| {
-        let found = report.groups.iter().find(|group| group.value.as_deref() == Some(source.as_str()));
-        found.map_or(0, |group| group.totals.requests)
-    };
     let calls: Vec<EntryView> = page.entries.iter().map(EntryView::from).collect();
+    let paid = |source: &Option<KeySource>| source.map_or("none", KeySource::as_str);
+    let summary: Map<String, Value> =
+        report.paid.iter().map(|(source, totals)| (paid(source).to_owned(), json!(totals.requests))).collect();
     Ok(Json(json!({
         "group": group,
-        "calls": calls,
+        "apiKeyUsageLog": calls,
         "truncated": report.totals.requests > calls.len() as u64,
-        "summary": {
-            "user": paid(KeySource::User),
-            "team": paid(KeySource::Team),
-            "system": paid(KeySource::System),
-        },
+        "apiKeyUsageSummary": summary,
         "totals": report.totals,
     })))
 }
@@ -176,10 +176,37 @@ pub(super) async fn ledger(
     Ok(Json(json!({"entries": entries, "next_cursor": page.next.map(|cursor| cursor.to_string())})))
 }
 
-/// The last days, up to now.
+/// The last days, today included: whole ones, as the sums are kept, in UTC.
 fn last(state: &ControlState, days: Option<u32>) -> LedgerFilter {
-    let now = state.clock.wall_ms();
-    let from = now.saturating_sub(u64::from(days.unwrap_or(DEFAULT_DAYS)) * DAY_MS);
-    // What arrives in this very millisecond is meant too.
-    LedgerFilter { from_ms: Some(from), to_ms: Some(now + 1), ..LedgerFilter::default() }
+    let tomorrow = state.clock.wall_ms() / DAY_MS + 1;
+    let first = tomorrow.saturating_sub(u64::from(days.unwrap_or(DEFAULT_DAYS)).max(1));
+    LedgerFilter { from_ms: Some(first * DAY_MS), to_ms: Some(tomorrow * DAY_MS), ..LedgerFilter::default() }
+}
+
+/// The last days, or a stretch of time; without an end, up to now.
+fn within(
+    state: &ControlState,
+    days: Option<u32>,
+    from: Option<&str>,
+    to: Option<&str>,
+) -> Result<LedgerFilter, Problem> {
+    let time = |field, text: Option<&str>| {
+        let parsed = text.map(|text| match text.len() {
+            10 => parse_rfc3339(&format!("{text}T00:00:00Z")),
+            _ => parse_rfc3339(text),
+        });
+        let problem = |_| Problem::invalid(field, "must be a day such as 2026-11-25, or an RFC 3339 time");
+        parsed.transpose().map_err(problem)
+    };
+    let (from_ms, to_ms) = (time("from", from)?, time("to", to)?);
+    if from_ms.or(to_ms).is_none() {
+        return Ok(last(state, days));
+    }
+    if days.is_some() {
+        return Err(Problem::invalid("days", "from and to say it too").fix("send one of them"));
+    }
+    if to_ms.is_some_and(|to| from_ms.is_some_and(|from| to <= from)) {
+        return Err(Problem::invalid("to", "is not after from"));
+    }
+    Ok(LedgerFilter { from_ms, to_ms, ..LedgerFilter::default() })
 }

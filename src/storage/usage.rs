@@ -160,6 +160,17 @@ impl UsageTotals {
         self.unpriced += other.unpriced;
     }
 
+    /// What is said of a part.
+    fn brief(&self) -> impl Serialize + use<> {
+        #[derive(Serialize)]
+        struct Brief {
+            requests: u64,
+            tokens: u64,
+            cost_usd: Option<String>,
+        }
+        Brief { requests: self.requests, tokens: self.tokens.billable(), cost_usd: self.cost_nano_usd.map(usd) }
+    }
+
     fn serialize_into<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         map.serialize_entry("requests", &self.requests)?;
         map.serialize_entry("failed", &self.failed)?;
@@ -210,6 +221,9 @@ pub struct UsageReport {
     pub to_ms: Option<u64>,
     /// Over all groups.
     pub totals: UsageTotals,
+    /// The same by who paid: users, teams, the system, nobody. What users paid, bringing their own keys, the system did
+    /// not have to.
+    pub paid: [(Option<KeySource>, UsageTotals); 4],
     /// Days in their order, everything else by tokens, most first. Empty for [`Dimension::None`].
     pub groups: Vec<UsageGroup>,
 }
@@ -217,12 +231,28 @@ pub struct UsageReport {
 impl Serialize for UsageReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let groups: Vec<_> = self.groups.iter().map(|group| Named(self.by.as_str(), group)).collect();
-        let mut report = serializer.serialize_struct("UsageReport", 4)?;
+        let mut report = serializer.serialize_struct("UsageReport", 6)?;
         report.serialize_field("from", &self.from_ms.map(rfc3339))?;
         report.serialize_field("to", &self.to_ms.map(rfc3339))?;
         report.serialize_field("totals", &self.totals)?;
+        report.serialize_field("key_sources", &Paid(&self.paid))?;
+        let [(_, users), ..] = &self.paid;
+        report.serialize_field("cost_on_user_keys_usd", &users.cost_nano_usd.map(usd))?;
         report.serialize_field("groups", &groups)?;
         report.end()
+    }
+}
+
+/// By the words for who paid.
+struct Paid<'a>(&'a [(Option<KeySource>, UsageTotals)]);
+
+impl Serialize for Paid<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (source, totals) in self.0 {
+            map.serialize_entry(source.map_or("none", KeySource::as_str), &totals.brief())?;
+        }
+        map.end()
     }
 }
 
@@ -359,28 +389,40 @@ impl<'a> Facts<'a> {
 /// Sums as they grow.
 struct Sums {
     by: Dimension,
-    totals: UsageTotals,
+    paid: [(Option<KeySource>, UsageTotals); 4],
     numbers: HashMap<Option<u64>, UsageTotals>,
     texts: HashMap<String, UsageTotals>,
 }
 
 impl Sums {
     fn new(by: Dimension) -> Self {
-        Self { by, totals: UsageTotals::default(), numbers: HashMap::new(), texts: HashMap::new() }
+        let sources = [Some(KeySource::User), Some(KeySource::Team), Some(KeySource::System), None];
+        let paid = sources.map(|source| (source, UsageTotals::default()));
+        Self { by, paid, numbers: HashMap::new(), texts: HashMap::new() }
     }
 
     fn add(&mut self, entry: &StoredEntry<'_>) {
-        self.totals.add(entry);
+        self.part(entry.key_source).add(entry);
         if let Some(group) = self.group(&Facts::of(entry)) {
             group.add(entry);
         }
     }
 
     fn merge(&mut self, facts: &Facts<'_>, totals: &UsageTotals) {
-        self.totals.merge(totals);
+        self.part(facts.key_source).merge(totals);
         if let Some(group) = self.group(facts) {
             group.merge(totals);
         }
+    }
+
+    fn part(&mut self, source: Option<KeySource>) -> &mut UsageTotals {
+        let at = match source {
+            Some(KeySource::User) => 0,
+            Some(KeySource::Team) => 1,
+            Some(KeySource::System) => 2,
+            None => 3,
+        };
+        &mut self.paid[at].1
     }
 
     fn group(&mut self, facts: &Facts<'_>) -> Option<&mut UsageTotals> {
@@ -397,13 +439,15 @@ impl Sums {
     }
 
     fn report(self, filter: &LedgerFilter) -> UsageReport {
-        let Self { by, totals, numbers, texts } = self;
+        let Self { by, paid, numbers, texts } = self;
+        let mut totals = UsageTotals::default();
+        paid.iter().for_each(|(_, part)| totals.merge(part));
         let named = |(number, totals): (Option<u64>, _)| (number.map(|number| number_name(number, by)), totals);
         let groups = numbers.into_iter().map(named);
         let groups = groups.chain(texts.into_iter().map(|(text, totals)| (Some(text), totals)));
         let mut groups: Vec<UsageGroup> = groups.map(|(value, totals)| UsageGroup { value, totals }).collect();
         sort(&mut groups, by);
-        UsageReport { by, from_ms: filter.from_ms, to_ms: filter.to_ms, totals, groups }
+        UsageReport { by, from_ms: filter.from_ms, to_ms: filter.to_ms, totals, paid, groups }
     }
 }
 
