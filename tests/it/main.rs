@@ -10,6 +10,7 @@
 
 mod budget;
 mod canary;
+mod clients;
 mod commands;
 mod connect;
 mod docs;

@@ -12,7 +12,7 @@ use crate::support::provider::{Provider, Seen};
 use crate::support::script::{Message, Reply};
 use crate::support::sidekey::{Options, REAL_KEY, Sidekey};
 
-const HELLO: &str = "Hello from the provider";
+pub(crate) const HELLO: &str = "Hello from the provider";
 
 fn source(language: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(language)
@@ -24,7 +24,7 @@ fn cache(name: &str) -> PathBuf {
 }
 
 /// True when `program` runs. When it does not, says so loudly; on a build server that is a failure.
-async fn present(program: &str) -> bool {
+pub(crate) async fn present(program: &str) -> bool {
     let ran = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().await;
     if ran.is_ok_and(|status| status.success()) {
         return true;
@@ -59,19 +59,27 @@ async fn prepare<F: Future<Output = ()>>(folder: &Path, pins: &Path, install: im
     std::fs::write(&mark, wanted).expect("a writable target");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn python_sdks() {
+/// A Python that has the SDKs; `None`, said loudly, when there is none.
+pub(crate) async fn python() -> Option<PathBuf> {
+    static PREPARING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     if !present("python3").await {
-        return;
+        return None;
     }
     let (folder, pins) = (cache("python"), source("python").join("requirements.txt"));
     let python = folder.join("bin/python");
+    let _one = PREPARING.lock().await;
     prepare(&folder, &pins, || async {
         run("python3 -m venv", Command::new("python3").args(["-m", "venv"]).arg(&folder)).await;
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
         run("pip install", Command::new(&python).args(install).arg(&pins)).await;
     })
     .await;
+    Some(python)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn python_sdks() {
+    let Some(python) = python().await else { return };
     let mut command = Command::new(&python);
     command.arg("run.py").current_dir(source("python")).env("PYTHONDONTWRITEBYTECODE", "1");
     check("python", &["py-openai", "py-groq", "py-anthropic"], command).await;
@@ -139,7 +147,7 @@ async fn check(language: &str, refusing: &[&str], mut command: Command) {
 }
 
 /// What each provider's API would answer.
-fn answer(seen: &Seen) -> Reply {
+pub(crate) fn answer(seen: &Seen) -> Reply {
     let target = seen.target.clone();
     Reply::FromBody(std::sync::Arc::new(move |body| {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();

@@ -17,13 +17,13 @@ const CHAT: &str = "/openai/v1/chat/completions";
 const BODY: &str = r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hi"}]}"#;
 
 /// A proxy that leads every CONNECT to `to`, and remembers the heads.
-struct Corporate {
-    addr: SocketAddr,
+pub(crate) struct Corporate {
+    pub(crate) addr: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Corporate {
-    async fn start(to: SocketAddr, status: &'static str) -> Self {
+    pub(crate) async fn start(to: SocketAddr, status: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("a bound address");
         let heads: Arc<Mutex<Vec<String>>> = Arc::default();

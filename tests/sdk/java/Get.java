@@ -1,0 +1,14 @@
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+
+/** GETs a URL with a bearer token, through the proxy of the system's properties. */
+class Get {
+    public static void main(String[] words) throws Exception {
+        var request = HttpRequest.newBuilder(URI.create(words[0])).header("Authorization", "Bearer " + words[1]).build();
+        var client = HttpClient.newBuilder().proxy(java.net.ProxySelector.getDefault()).build();
+        var answer = client.send(request, HttpResponse.BodyHandlers.ofString());
+        System.out.println(answer.statusCode() + " " + answer.body());
+    }
+}
