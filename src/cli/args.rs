@@ -2,6 +2,7 @@
 //!
 //! Owns names, flags and help. Effects are in the module of each command.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -190,12 +191,65 @@ pub struct ExecArgs {
     /// The team whose provider keys pay next
     #[arg(long)]
     pub team: Option<String>,
+    /// How the command is led to sidekey
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: Mode,
+    /// Leaves the command no other way out: a network of its own in which all leads to sidekey (Linux)
+    #[arg(long)]
+    pub sandbox: bool,
+    /// What the command reaches in a sandbox all the same: a port as 127.0.0.1:5432, or a Unix socket's path; may be
+    /// repeated
+    #[arg(long, value_name = "WHAT", requires = "sandbox")]
+    pub allow: Vec<Allowed>,
     /// Says nothing at the end
     #[arg(long, short)]
     pub quiet: bool,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+impl ExecArgs {
+    /// True when the command meets certificates of sidekey's CA.
+    #[must_use]
+    pub fn intercepts(&self) -> bool {
+        self.sandbox || self.mode == Mode::Proxy
+    }
+}
+
+/// How a program is led to sidekey.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// By its SDK's base URL: no TLS, nothing to trust
+    #[default]
+    BaseUrl,
+    /// By HTTPS_PROXY and a CA: also what knows no base URL
+    Proxy,
+}
+
+/// Something outside a sandbox that can be reached from within.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// A port of the loopback address.
+    Port(SocketAddr),
+    /// A Unix socket.
+    Socket(PathBuf),
+}
+
+impl FromStr for Allowed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return Ok(Self::Socket(text.into()));
+        }
+        // The sandbox listens on those itself.
+        let taken = [0, 53, 443];
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() && !taken.contains(&address.port()) => Ok(Self::Port(address)),
+            _ => Err("write a port of the loopback address, as 127.0.0.1:5432, or the path of a socket".to_owned()),
+        }
+    }
 }
 
 /// `sidekey redirect`.

@@ -25,13 +25,17 @@ mod policy;
 pub mod price_args;
 mod prices;
 mod provider_keys;
+pub mod proxied;
 mod redirect;
+#[cfg(target_os = "linux")]
+mod sandbox;
 pub mod sdk;
 pub mod secret_input;
 pub mod settings;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod trust;
 mod usage;
 
 use std::ffi::OsString;
@@ -105,6 +109,10 @@ pub struct Session {
 #[must_use]
 pub fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
+    #[cfg(target_os = "linux")]
+    if let Some(code) = sandbox::main(&words) {
+        return code;
+    }
     run(&words, Environment::capture(), daemon::HOOKS).unwrap_or_else(|failure| {
         for line in failure.lines() {
             out::say(&line);
@@ -206,13 +214,13 @@ async fn execute(session: Session, args: args::ExecArgs) -> Result<ExitCode, Fai
         let failure = Failure::new(Exit::Usage, "this is already inside `sidekey exec`");
         return Err(failure.fix("run the command itself: its variables are set"));
     }
-    let socket = session.loaded.places.admin_socket();
-    if let Some(client) = AdminClient::of_daemon(&socket).await {
-        return exec::run(&client, proxy_of(&client).await?, &args).await;
+    let around = exec::Around { environment: session.environment.clone(), places: session.loaded.places.clone() };
+    if let Some(client) = AdminClient::of_daemon(&around.places.admin_socket()).await {
+        return exec::run(&client, proxy_of(&client).await?, &args, &around).await;
     }
     let private = (session.hooks.private)(session.loaded, session.environment).await?;
     let client = AdminClient::Local(private.admin);
-    let code = exec::run(&client, private.proxy, &args).await;
+    let code = exec::run(&client, private.proxy, &args, &around).await;
     private.stop.await;
     code
 }

@@ -48,6 +48,19 @@ pub static SDKS: &[Sdk] = &[
     sdk("ollama", &[("OLLAMA_HOST", "")], Some("OLLAMA_API_KEY")),
 ];
 
+/// The hosts by which a client may mean a provider: the vendors' own, and those that `/api/providers` shows. Some are patterns
+/// with `*`.
+#[must_use]
+pub fn hosts(providers: &Value) -> Vec<String> {
+    let host = |url: &str| Some(url.parse::<http::Uri>().ok()?.host()?.to_owned());
+    let vendors = PROVIDERS.iter().flat_map(|row| row.hosts).map(|host| (*host).to_owned());
+    let configured = providers["providers"].as_array().into_iter().flatten().flat_map(|provider| {
+        let more = provider["hosts"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
+        provider["base_url"].as_str().and_then(host).into_iter().chain(more).collect::<Vec<_>>()
+    });
+    vendors.chain(configured).collect()
+}
+
 /// A provider as the admin API shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Known {
@@ -126,6 +139,18 @@ impl Targets {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
+    }
+
+    /// Where sidekey's proxy is reached.
+    #[must_use]
+    pub fn proxy(&self) -> SocketAddr {
+        self.proxy
+    }
+
+    /// Names and values of the variables of keys alone.
+    #[must_use]
+    pub fn keys(&self, key: &str) -> Vec<(&'static str, String)> {
+        self.all.iter().filter_map(|target| Some((target.sdk.key?, key.to_owned()))).collect()
     }
 
     /// Names and values of the variables; keys only where there is a virtual key.

@@ -237,6 +237,8 @@ pub struct ProviderView {
     pub aliases: Vec<&'static str>,
     pub dialect: &'static str,
     pub base_url: String,
+    /// More hosts that mean it, from the configuration.
+    pub hosts: Vec<String>,
     /// What stands here for `/v1` of OpenAI's paths.
     pub v1: Option<String>,
     /// False for one of the operator's own.
@@ -262,6 +264,7 @@ impl ProviderView {
             aliases: upstream.row.map_or_else(Vec::new, |row| row.aliases.to_vec()),
             dialect: upstream.dialect.name(),
             base_url: base_url(upstream),
+            hosts: upstream.further_hosts().to_vec(),
             v1: upstream.v1.as_deref().map(str::to_owned),
             builtin: upstream.row.is_some(),
             enabled: upstream.enabled,

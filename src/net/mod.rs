@@ -11,6 +11,7 @@ pub mod listener;
 pub mod original_dst;
 pub mod own;
 mod patient;
+pub mod pkcs12;
 pub mod sni;
 pub mod splice;
 pub mod tls;

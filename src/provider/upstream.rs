@@ -118,6 +118,12 @@ impl Upstream {
         labels.next()?.starts_with("bedrock").then(|| labels.next()).flatten()
     }
 
+    /// More hosts that mean it, from the configuration: names, and patterns with `*`.
+    #[must_use]
+    pub fn further_hosts(&self) -> &[String] {
+        &self.own_hosts
+    }
+
     /// True when only public addresses may be dialled: check what the name resolves to.
     #[must_use]
     pub fn is_public(&self) -> bool {

@@ -17,6 +17,7 @@ mod docs;
 mod durability;
 mod edges;
 mod estimate;
+mod exec;
 mod fixtures;
 mod limit;
 mod plan;
