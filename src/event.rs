@@ -27,17 +27,20 @@ const BEHIND: usize = 256;
 pub enum Kind {
     /// A budget or quota has passed one of its thresholds.
     BudgetThreshold,
+    /// A model was used that has no price.
+    PriceUnknown,
 }
 
 impl Kind {
     /// Every one, for the metric's initial zeros.
-    pub const ALL: [Self; 1] = [Self::BudgetThreshold];
+    pub const ALL: [Self; 2] = [Self::BudgetThreshold, Self::PriceUnknown];
 
     /// Its word; also the metric's label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BudgetThreshold => "budget.threshold",
+            Self::PriceUnknown => "price.unknown",
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod section;
 mod select;
 mod settle;
 mod steps;
+mod unpriced;
 mod upgrade;
 
 use std::collections::HashMap;

@@ -18,6 +18,7 @@ use crate::provider::RefusalKind;
 use crate::proxy::ProxyParts;
 use crate::proxy::error::Error;
 use crate::proxy::metrics::{Families, ProviderMetrics};
+use crate::proxy::unpriced::Unpriced;
 use crate::storage::{Commit, Durability, EntryPlace, KeyState, Ledger, ProviderKeyState};
 use crate::tally::Tally;
 use crate::tokens;
@@ -36,6 +37,7 @@ pub(super) struct Books {
     pub(super) clock: Clock,
     pub(super) ledger: Ledger,
     pub(super) families: Families,
+    unpriced: Unpriced,
     counting: SyncSender<Box<Closed>>,
     access_log: bool,
     cut: AtomicBool,
@@ -137,6 +139,11 @@ impl Open {
             total: figure(reserved.total),
             ..Usage::default()
         };
+        if reserved.nano_usd > 0 {
+            let model = self.entry.model_requested.as_deref();
+            let price = model.and_then(|model| self.prices.resolve(&self.entry.provider, model));
+            self.entry.price_version = price.map(|price| Arc::clone(&price.version));
+        }
         let noted = self.place.note(&self.entry, estimate, figure(reserved.nano_usd));
         // Where room is kept for the entry, the request depends on being recorded.
         noted.or_else(|error| if self.place.is_promised() { Err(Error::Unrecorded(error.to_string())) } else { Ok(()) })
@@ -155,6 +162,7 @@ impl Books {
             clock: parts.clock.clone(),
             ledger: parts.store.ledger(),
             families,
+            unpriced: Unpriced::new(parts.store.events().clone()),
             counting,
             access_log: parts.access_log,
             cut: AtomicBool::new(false),
@@ -311,6 +319,8 @@ impl Closed {
     /// Says what it cost, if it consumed something that has a price.
     fn price(&mut self) {
         let entry = &mut self.open.entry;
+        // What was noted is the price of the reservation.
+        entry.price_version = None;
         let served = self.open.consumes && entry.status < 400 && entry.attempts > 0;
         // A fee for each call is due for one that was served; without that, for nothing.
         if entry.tokens == Usage::default() && !served {
@@ -329,6 +339,8 @@ impl Closed {
         {
             entry.cost_nano_usd = Some(cost);
             entry.price_version = Some(Arc::clone(&found.version));
+        } else if entry.tokens.billable() > 0 {
+            self.open.books.unpriced.tell(entry);
         }
     }
 

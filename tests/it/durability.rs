@@ -156,6 +156,8 @@ async fn whenever_it_is_killed_what_was_served_is_recorded_once() {
             for entry in ledger.iter().filter(|entry| entry["outcome"] == "aborted_by_crash") {
                 assert_eq!(entry["tokens_source"], "estimated");
                 assert_eq!(entry["tokens"]["output"], 40, "{entry}");
+                let version = entry["price_version"].as_str().unwrap_or_default();
+                assert!(version.starts_with("built-in ") && entry["cost_usd"].is_string(), "{entry}");
             }
         }
         let ledger = sidekey.ledger().await;

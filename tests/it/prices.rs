@@ -64,6 +64,8 @@ async fn entries_have_a_cost_or_say_that_there_is_none() {
     ] {
         assert!(metrics.contains(line), "{line}:\n{metrics}");
     }
+    let alerts = sidekey.ok(&["alerts", "-o", "json"]).await;
+    assert!(alerts.contains("price.unknown") && alerts.contains("model openai/made-up"), "{alerts}");
     let shown = sidekey.ok(&["key", "show", &key.id, "-o", "json"]).await;
     assert!(shown.contains(r#""spent": "0.000084""#) || shown.contains(r#""spent":"0.000084""#), "{shown}");
 }
