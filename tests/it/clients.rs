@@ -209,7 +209,7 @@ async fn serve(ca: &Ca, host: &str) -> std::net::SocketAddr {
 }
 
 /// What the SDKs' users write; nothing of it knows of sidekey.
-const SDKS: &str = r#"
+pub(crate) const SDKS: &str = r#"
 import openai, anthropic
 from google import genai
 ask = [{"role": "user", "content": "hi"}]

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
+use crate::sdk;
 use crate::support::client::{self, Client, Request};
 use crate::support::netns::{Namespace, is_there, possible, said, text};
 use crate::support::provider::Provider;
@@ -28,6 +29,8 @@ const PROVIDER: &str = "203.0.113.2";
 /// Somebody else, by both families.
 const STRANGERS: [&str; 2] = ["203.0.113.3", "2001:db8:1::3"];
 const HOST: &str = "api.openai.com";
+/// Hosts of providers, all at the one address.
+const VENDORS: [&str; 3] = [HOST, "api.anthropic.com", "generativelanguage.googleapis.com"];
 const STRANGER: &str = "stranger.example";
 const H1: &[&str] = &["http/1.1"];
 const CHAT: &str = "/v1/chat/completions";
@@ -64,22 +67,27 @@ impl Scene {
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&path, readable).expect("our folder");
         let (app, far) = Namespace::pair();
-        let certificate = Certificate::of(HOST, &path.join("provider.pem"), &["h2", "http/1.1"]);
+        let certificate = Certificate::of(&VENDORS, &path.join("provider.pem"), &["h2", "http/1.1"]);
         let listener = far.run(|| TcpListener::bind(at(PROVIDER, 443))).expect("a free port");
-        let provider = Provider::start_tls_at(listener, certificate.server, |_| Message::json(200, ANSWER).into());
-        let certificate = Certificate::of(STRANGER, &path.join("stranger.pem"), H1);
+        let provider = Provider::start_tls_at(listener, certificate.server, |seen| match seen.header("user-agent") {
+            // What an SDK says of itself, in any of them.
+            Some(agent) if agent.contains("Python ") || agent.contains("genai") => sdk::answer(seen),
+            _ => Message::json(200, ANSWER).into(),
+        });
+        let certificate = Certificate::of(&[STRANGER], &path.join("stranger.pem"), H1);
         let stranger = |host: &str| {
             let listener = far.run(|| TcpListener::bind(at(host, 443))).expect("a free port");
             Provider::start_tls_at(listener, certificate.server.clone(), |_| Message::json(200, "\"stranger\"").into())
         };
         let strangers = STRANGERS.map(stranger).into();
-        std::fs::write(path.join("hosts"), format!("127.0.0.1 localhost\n{PROVIDER} {HOST}\n")).expect("our folder");
+        std::fs::write(path.join("hosts"), format!("127.0.0.1 localhost\n{PROVIDER} {}\n", VENDORS.join(" ")))
+            .expect("our folder");
         app.sh(&format!("mount --bind {} /etc/hosts", path.join("hosts").display()));
         let home = path.join("home");
         std::fs::create_dir_all(home.join("ca")).expect("our folder");
         let config = format!(
             "[listen]\ntransparent = \"127.0.0.1:15001\"\n[connect]\nca_dir = {:?}\n\
-             [providers.openai]\nallow_private = true\n",
+             [providers]\nopenai.allow_private = true\nanthropic.allow_private = true\ngemini.allow_private = true\n",
             path.join("home/ca")
         );
         std::fs::write(home.join("sidekey.toml"), config).expect("our folder");
@@ -88,7 +96,9 @@ impl Scene {
         }
         let mut scene = Self { app, far, provider, strangers, folder, child: None, key: String::new() };
         scene.ok(&["init"], "");
-        scene.ok(&["provider-key", "add", "openai", "--name", "main", "--stdin", "--no-test"], REAL_KEY);
+        for provider in ["openai", "anthropic", "gemini"] {
+            scene.ok(&["provider-key", "add", provider, "--name", "main", "--stdin", "--no-test"], REAL_KEY);
+        }
         let made: Value =
             serde_json::from_str(&scene.ok(&["key", "create", "--name", "t", "-o", "json"], "")).expect("JSON");
         scene.key = made["key"].as_str().expect("a key").to_owned();
@@ -219,6 +229,7 @@ async fn what_is_redirected_is_served_or_led_on() {
         }
         nobody_comes_by_another_way(&scene).await;
         real_clients_know_nothing(&scene);
+        sdks_know_nothing(&scene).await;
 
         // Without sidekey nothing passes, and nothing leaves.
         scene.kill();
@@ -322,20 +333,76 @@ async fn nobody_comes_by_another_way(scene: &Scene) {
     assert_eq!(scene.count("refused").await, refused + 4);
 }
 
-/// Programs with an empty environment.
+/// Programs that are told of a root and of nothing else: the program, its words, and the variable.
+const CLIENTS: &[(&[&str], &str)] = &[
+    (&["curl", "-sS", "-f", "--http1.1", "-H", "authorization: Bearer KEY", "URL"], "SSL_CERT_FILE"),
+    (&["curl", "-sS", "-f", "--http2", "-H", "authorization: Bearer KEY", "URL"], "CURL_CA_BUNDLE"),
+    (&["wget", "-q", "-O-", "--ca-certificate=ROOT", "--header=authorization: Bearer KEY", "URL"], "UNUSED"),
+    (
+        &[
+            "python3",
+            "-c",
+            "import sys,urllib.request as u;print(u.urlopen(u.Request(sys.argv[1],headers={'authorization':'Bearer '+\
+             sys.argv[2]}),timeout=60).read().decode())",
+            "URL",
+            "KEY",
+        ],
+        "SSL_CERT_FILE",
+    ),
+    (
+        &[
+            "node",
+            "-e",
+            "const [url,key]=process.argv.slice(1);fetch(url,{headers:{authorization:'Bearer '+key}})\
+             .then(a=>a.text()).then(console.log)",
+            "URL",
+            "KEY",
+        ],
+        "NODE_EXTRA_CA_CERTS",
+    ),
+];
+
 fn real_clients_know_nothing(scene: &Scene) {
-    if !is_there("curl") {
-        assert!(std::env::var_os("CI").is_none(), "curl is missing");
-        return eprintln!("SKIPPED: curl is missing; not tried as a redirected client");
+    let url = format!("https://{HOST}/v1/models");
+    let root = scene.root_pem().display().to_string();
+    for (words, variable) in CLIENTS {
+        if !is_there(words[0]) {
+            eprintln!("SKIPPED: {} is missing; not tried as a redirected client", words[0]);
+            continue;
+        }
+        let before = scene.provider.count();
+        let fill = |word: &&str| word.replace("URL", &url).replace("KEY", &scene.key).replace("ROOT", &root);
+        // An interpreter may lie in root's home, and root is redirected too.
+        let user = if ["curl", "wget"].contains(&words[0]) { APP } else { 0 };
+        let mut command = scene.app.command(user, words[0]);
+        command.args(words[1..].iter().map(fill)).env_clear().current_dir("/").stdin(Stdio::null());
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", "/tmp").env(variable, &root);
+        let output = command.output().expect("nsenter runs");
+        assert_eq!(text(&output.stdout).trim_end(), ANSWER, "{words:?}: {}", said(&output));
+        assert_eq!(scene.provider.count(), before + 1, "{words:?}");
+        let authorization = format!("Bearer {REAL_KEY}");
+        assert_eq!(scene.provider.last().header("authorization"), Some(&*authorization), "{words:?}");
     }
-    for version in ["--http1.1", "--http2"] {
-        let mut curl = scene.app.command(APP, "curl");
-        curl.args(["-sS", "-f", version, "--max-time", "30", "-d", BODY, "--cacert"]).arg(scene.root_pem());
-        curl.args(["-H", &format!("authorization: Bearer {}", scene.key), &format!("https://{HOST}{CHAT}")]);
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let output = curl.env_clear().env("PATH", path).output().expect("nsenter runs");
-        assert_eq!(text(&output.stdout), ANSWER, "{version}: {}", said(&output));
+}
+
+/// The SDKs as their users write them.
+async fn sdks_know_nothing(scene: &Scene) {
+    let Some(python) = sdk::python().await else { return };
+    let before = scene.provider.count();
+    let folder = scene.folder.path().join("bytecode");
+    let mut command = scene.app.command(0, &python);
+    command.args(["-c", crate::clients::SDKS]).env_clear().current_dir("/").stdin(Stdio::null());
+    command.env("HOME", folder).env("SSL_CERT_FILE", scene.root_pem());
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    for name in ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"] {
+        command.env(name, &scene.key);
     }
+    let output = command.output().expect("nsenter runs");
+    for name in ["openai", "anthropic", "google"] {
+        assert!(said(&output).contains(&format!("{name} {}", sdk::HELLO)), "{}", said(&output));
+    }
+    let seen = scene.provider.seen().split_off(before);
+    assert!(seen.len() == 3 && seen.iter().all(|seen| seen.contains(REAL_KEY) && !seen.contains(&scene.key)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// A server certificate for one name that signs itself.
+/// A server certificate that signs itself.
 #[derive(Debug)]
 pub(crate) struct Certificate {
     /// Of a provider that speaks the given protocols.
@@ -17,12 +17,13 @@ pub(crate) struct Certificate {
 impl Certificate {
     /// A new one for `localhost`, written into `folder`; `protocols` is what ALPN offers.
     pub(crate) fn new(folder: &Path, protocols: &[&str]) -> Self {
-        Self::of("localhost", &folder.join("provider-ca.pem"), protocols)
+        Self::of(&["localhost"], &folder.join("provider-ca.pem"), protocols)
     }
 
-    /// A new one for `name`, written into `pem`.
-    pub(crate) fn of(name: &str, pem: &Path, protocols: &[&str]) -> Self {
-        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+    /// A new one for `names`, written into `pem`.
+    pub(crate) fn of(names: &[&str], pem: &Path, protocols: &[&str]) -> Self {
+        let made = rcgen::generate_simple_self_signed(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+            .expect("a certificate");
         let pem = pem.to_owned();
         std::fs::write(&pem, made.cert.pem()).expect("a writable folder");
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
