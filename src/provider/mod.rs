@@ -22,6 +22,7 @@ mod bedrock;
 mod cohere;
 mod endpoint;
 mod gemini;
+mod meaning;
 mod ollama;
 mod openai;
 mod path;
@@ -29,6 +30,7 @@ mod place;
 mod refusal;
 mod registry;
 pub mod request;
+mod room;
 mod section;
 mod table;
 mod upstream;
@@ -45,6 +47,7 @@ pub use self::bedrock::{BEDROCK, Bedrock};
 pub use self::cohere::{COHERE, Cohere};
 pub use self::endpoint::{Endpoint, ModelRule, UnknownEndpoint};
 pub use self::gemini::{GEMINI, Gemini};
+pub use self::meaning::{Action, FirstEvent, Meaning, TEXT_MAX, first_event, judge, wants_text};
 pub use self::ollama::{OLLAMA, Ollama};
 pub use self::openai::{OPENAI, OpenAi};
 pub use self::path::{BadPath, check_path};
@@ -52,6 +55,7 @@ pub use self::place::Scheme;
 pub use self::refusal::{Counted, RETRY_AFTER_MS, Refusal, RefusalKind, SHOULD_RETRY};
 pub use self::registry::{Bare, NoProvider, Registry};
 pub use self::request::{Asked, BadRequest};
+pub use self::room::{Left, Room, room};
 pub use self::section::{AcceptEncoding, ConfigFault, ProviderSection, Timeout};
 pub use self::table::PROVIDERS;
 pub use self::upstream::Upstream;
@@ -86,6 +90,8 @@ pub struct Provider {
     pub keyless: bool,
     /// Path of a GET that costs nothing and needs a good key; `None` where there is none.
     pub test: Option<&'static str>,
+    /// True where a stream may be answered with 200 and an error as its first event.
+    pub late_errors: bool,
 }
 
 /// A wire format that several providers share.

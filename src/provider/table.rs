@@ -18,6 +18,7 @@ const OPENAI_LIKE: Provider = Provider {
     models: &[],
     keyless: false,
     test: Some("/v1/models"),
+    late_errors: false,
 };
 
 /// Every built-in provider. Where globs of models overlap, the earlier row is preferred.
@@ -66,6 +67,7 @@ pub static PROVIDERS: &[Provider] = &[
         env: &["AZURE_OPENAI_API_KEY", "AZURE_API_KEY"],
         v1: Some("/openai/v1"),
         test: Some("/openai/v1/models"),
+        late_errors: true,
         ..OPENAI_LIKE
     },
     Provider {

@@ -23,7 +23,7 @@ struct Row {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test finds its data by the environment")]
-fn folder() -> Option<PathBuf> {
+pub(super) fn folder() -> Option<PathBuf> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let said = std::env::var_os("SIDEKEY_TRANSCRIPTS").map(PathBuf::from);
     let places = [root.join("../shared/transcripts"), root.join("../../shared/transcripts")];

@@ -43,6 +43,8 @@ pub struct Upstream {
     pub connect_timeout: Option<Duration>,
     /// How long the head of an answer may take.
     pub head_timeout: Option<Duration>,
+    /// True where a stream may be answered with 200 and an error as its first event.
+    pub late_errors: bool,
     /// Whether HTTP/2 is offered.
     pub http2: bool,
     /// Switched on or not.
@@ -244,6 +246,7 @@ impl Upstream {
             accept_encoding: section.accept_encoding,
             connect_timeout: section.connect_timeout.map(Timeout::duration),
             head_timeout: section.head_timeout.map(Timeout::duration),
+            late_errors: like.is_some_and(|row| row.late_errors),
             http2: section.http2,
             enabled: section.enabled,
             fixed_auth: auth.is_some(),
