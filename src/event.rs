@@ -29,11 +29,29 @@ pub enum Kind {
     BudgetThreshold,
     /// A model was used that has no price.
     PriceUnknown,
+    /// A provider key may be used again.
+    ProviderKeyActive,
+    /// A provider key rests for a while.
+    ProviderKeyCooling,
+    /// A provider key was switched off.
+    ProviderKeyDisabled,
+    /// A provider takes a key no longer.
+    ProviderKeyError,
+    /// A provider key's money, or its tokens of the day, are gone.
+    ProviderKeyExhausted,
 }
 
 impl Kind {
     /// Every one, for the metric's initial zeros.
-    pub const ALL: [Self; 2] = [Self::BudgetThreshold, Self::PriceUnknown];
+    pub const ALL: [Self; 7] = [
+        Self::BudgetThreshold,
+        Self::PriceUnknown,
+        Self::ProviderKeyActive,
+        Self::ProviderKeyCooling,
+        Self::ProviderKeyDisabled,
+        Self::ProviderKeyError,
+        Self::ProviderKeyExhausted,
+    ];
 
     /// Its word; also the metric's label.
     #[must_use]
@@ -41,6 +59,11 @@ impl Kind {
         match self {
             Self::BudgetThreshold => "budget.threshold",
             Self::PriceUnknown => "price.unknown",
+            Self::ProviderKeyActive => "provider_key.active",
+            Self::ProviderKeyCooling => "provider_key.cooling",
+            Self::ProviderKeyDisabled => "provider_key.disabled",
+            Self::ProviderKeyError => "provider_key.error",
+            Self::ProviderKeyExhausted => "provider_key.exhausted",
         }
     }
 }

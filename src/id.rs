@@ -106,6 +106,12 @@ impl RequestId {
         Self(Uuid::from_bytes(bytes))
     }
 
+    /// 62 bits of it that differ from request to request and can be told by nobody before.
+    #[must_use]
+    pub fn random_bits(&self) -> u64 {
+        self.0.as_u64_pair().1 << 2
+    }
+
     /// Its 16 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 16] {

@@ -22,7 +22,7 @@
 //! | layer | modules | what it knows |
 //! |---|---|---|
 //! | words | [`clock`], [`event`], [`id`], [`metrics`], [`secret`], [`unit`](mod@unit) | time, names, figures |
-//! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pricing`], [`scan`], [`tokens`] | one thing each, no I/O |
+//! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pool`], [`pricing`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |
 //! | shared words | [`explain`] | what operators ask of the request path |
@@ -47,6 +47,7 @@ pub mod entry;
 pub mod limit;
 pub mod owner;
 pub mod plan;
+pub mod pool;
 pub mod pricing;
 pub mod provider_key;
 pub mod scan;

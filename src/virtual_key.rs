@@ -141,6 +141,17 @@ pub enum StreamUsage {
     Request,
 }
 
+/// Whether the next tier pays when the caller's own keys cannot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fallback {
+    /// The first tier alone pays, or nobody.
+    None,
+    /// The team's keys after the user's, then the system's.
+    #[default]
+    System,
+}
+
 /// What is done with a key that is not of our prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -250,6 +261,12 @@ pub struct VirtualKey {
     /// What it may use.
     #[serde(flatten)]
     pub policy: Policy,
+    /// The pool whose provider keys alone pay.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// Whether others pay when the first tier cannot.
+    #[serde(default)]
+    pub fallback: Fallback,
     /// Overrides the provider's setting.
     #[serde(default)]
     pub stream_usage: Option<StreamUsage>,
@@ -424,6 +441,8 @@ mod tests {
             sources: vec![],
             plan: None,
             policy: Policy::default(),
+            pool: None,
+            fallback: Fallback::System,
             stream_usage: None,
             ephemeral: false,
             metadata: Default::default(),

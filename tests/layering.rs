@@ -22,6 +22,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("limit", 11),
     ("owner", 11),
     ("plan", 11),
+    ("pool", 11),
     ("tally", 20),
     ("provider", 21),
     ("storage", 30),

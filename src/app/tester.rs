@@ -16,8 +16,8 @@ use crate::id::KeyId;
 use crate::net::body::Outgoing;
 use crate::net::dial::Dialer;
 use crate::net::upstream::{Pool, Received};
-use crate::provider::{Registry, Upstream};
-use crate::proxy::{may_be_googles, names_bad_key, origin};
+use crate::provider::{Action, Registry, Upstream, wants_text};
+use crate::proxy::{error_text, origin};
 use crate::secret::Secret;
 use crate::storage::{ProviderKeyState, References, Store};
 
@@ -92,7 +92,7 @@ async fn test(
     let result = match sent {
         Err(_) => untested(Verdict::Unreachable, &format!("no answer within {} s", PATIENCE.as_secs())),
         Ok(Err(error)) => untested(Verdict::Unreachable, &error.to_string()),
-        Ok(Ok(response)) => judge(upstream, response).await,
+        Ok(Ok(response)) => judge(upstream, response, &clock).await,
     };
     TestResult { latency_ms, ..result }
 }
@@ -108,17 +108,24 @@ fn request(upstream: &Upstream, path: &str, secret: &Secret) -> Result<Request<O
     Ok(request)
 }
 
-/// By the status alone, but for Google, which says 400 of a bad key. Nothing of the text is repeated: it can echo the
-/// key.
-async fn judge(upstream: &Upstream, mut response: Response<Received>) -> TestResult {
-    let status = response.status().as_u16();
-    let invalid = may_be_googles(upstream, &response) && names_bad_key(&mut response, PATIENCE).await;
-    let (verdict, detail) = match status {
-        200..=399 => (Verdict::Accepted, "the provider takes the key".to_owned()),
-        401 | 403 => (Verdict::Rejected, format!("the provider refuses the key: {status}")),
-        400 if invalid => (Verdict::Rejected, "the provider refuses the key: 400 API_KEY_INVALID".to_owned()),
-        402 | 429 => (Verdict::Accepted, format!("the provider knows the key, and answers {status} for now")),
-        _ => (Verdict::Unreachable, format!("the provider answers {status}, not about the key")),
+/// By the same rules as any answer. Nothing of the text is repeated: it can echo the key.
+async fn judge(upstream: &Upstream, mut response: Response<Received>, clock: &Clock) -> TestResult {
+    let status = response.status();
+    let text = match wants_text(upstream.dialect, status) {
+        true => error_text(&mut response, PATIENCE).await,
+        false => Vec::new(),
     };
-    TestResult { verdict, status: Some(status), detail, latency_ms: 0 }
+    let meaning = crate::provider::judge(upstream, status, response.headers(), &text, clock.wall_ms());
+    let reason = meaning.reason;
+    let (verdict, detail) = match meaning.action {
+        Action::Refused | Action::Forbidden => (Verdict::Rejected, format!("the provider refuses the key: {reason}")),
+        Action::Relay if status.as_u16() < 400 => (Verdict::Accepted, "the provider takes the key".to_owned()),
+        Action::Cool | Action::Elsewhere | Action::Exhausted | Action::ModelExhausted => {
+            (Verdict::Accepted, format!("the provider knows the key, and answers {reason} for now"))
+        }
+        Action::Overloaded | Action::Relay => {
+            (Verdict::Unreachable, format!("the provider answers {}, not about the key", status.as_u16()))
+        }
+    };
+    TestResult { verdict, status: Some(status.as_u16()), detail, latency_ms: 0 }
 }

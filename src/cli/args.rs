@@ -458,6 +458,12 @@ pub struct Grants {
     /// Days from now until it expires; none or '' is never
     #[arg(long, value_name = "DAYS", value_parser = days)]
     pub expires_days: Option<OrNone<u32>>,
+    /// The pool whose provider keys alone pay; '' is none
+    #[arg(long)]
+    pub pool: Option<String>,
+    /// Whether others' keys pay when its own cannot
+    #[arg(long, value_enum)]
+    pub fallback: Option<FallbackArg>,
     /// How usage of streams is learned
     #[arg(long, value_enum)]
     pub stream_usage: Option<StreamUsageArg>,
@@ -499,6 +505,15 @@ pub struct PolicyArgs {
     /// Ends a stream that uses up what was reserved for it, when there is no more; true, false, or none
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub hard_stop: Option<OrNone<bool>>,
+}
+
+/// `--fallback`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FallbackArg {
+    /// The team's after the user's, then the system's
+    System,
+    /// Nobody's
+    None,
 }
 
 /// `--stream-usage`.
@@ -625,6 +640,9 @@ pub struct ProviderKeyAdd {
     /// Lower goes first within a tier
     #[arg(long, default_value_t = 0)]
     pub priority: u32,
+    /// Its share among equals under the policy weighted, 1 to 1000
+    #[arg(long, default_value_t = 1)]
+    pub weight: u32,
     /// Does not ask the provider whether it takes the key
     #[arg(long)]
     pub no_test: bool,
@@ -663,6 +681,9 @@ pub struct ProviderKeyUpdate {
     /// Lower goes first within a tier
     #[arg(long)]
     pub priority: Option<u32>,
+    /// Its share among equals under the policy weighted, 1 to 1000
+    #[arg(long)]
+    pub weight: Option<u32>,
 }
 
 /// `sidekey usage`.

@@ -34,7 +34,7 @@ pub async fn run(session: &Session, args: &EnvArgs) -> Result<(), Failure> {
 /// What `/api/providers` of a daemon with this configuration would say.
 fn configured(session: &Session) -> Result<Value, Failure> {
     let registry = store::registry(session)?;
-    let views: Vec<ProviderView> = registry.iter().map(|upstream| ProviderView::new(upstream, &[])).collect();
+    let views: Vec<ProviderView> = registry.iter().map(|upstream| ProviderView::new(upstream, &[], 0)).collect();
     Ok(json!({"providers": views}))
 }
 

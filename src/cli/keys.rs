@@ -4,7 +4,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::args::{Format, Grants, KeyCommand, KeyCreate, KeyUpdate, ListArgs, StreamUsageArg, allowed, as_id};
+use crate::cli::args::{
+    FallbackArg, Format, Grants, KeyCommand, KeyCreate, KeyUpdate, ListArgs, StreamUsageArg, allowed, as_id,
+};
 use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::{self, Column};
@@ -102,7 +104,16 @@ fn grants(grants: &Grants) -> Map<String, Value> {
     put(&mut body, "endpoints", grants.endpoints.as_deref().map(allowed));
     put(&mut body, "sources", grants.sources.as_deref().map(allowed));
     put(&mut body, "plan", grants.plan.as_ref().map(named));
+    put(&mut body, "pool", grants.pool.as_ref().map(named));
     put(&mut body, "expires_days", grants.expires_days.map(|days| days.0));
+    put(
+        &mut body,
+        "fallback",
+        grants.fallback.map(|fallback| match fallback {
+            FallbackArg::None => "none",
+            FallbackArg::System => "system",
+        }),
+    );
     put(
         &mut body,
         "stream_usage",

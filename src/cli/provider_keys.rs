@@ -80,6 +80,7 @@ async fn add(session: &Session, client: &AdminClient, args: &ProviderKeyAdd) -> 
     body.insert("owner".to_owned(), json!(args.owner));
     body.insert("models".to_owned(), json!(allowed(&args.models)));
     body.insert("priority".to_owned(), json!(args.priority));
+    body.insert("weight".to_owned(), json!(args.weight));
     let mut made = client.post("/api/provider-keys", &Value::Object(body)).await?.body;
     let id = made["id"].as_str().unwrap_or_default().to_owned();
     if !args.no_test {
@@ -157,6 +158,7 @@ async fn update(session: &Session, client: &AdminClient, args: &ProviderKeyUpdat
     body.extend(args.owner.as_ref().map(|owner| ("owner".to_owned(), json!(owner))));
     body.extend(args.models.as_deref().map(|models| ("models".to_owned(), json!(allowed(models)))));
     body.extend(args.priority.map(|priority| ("priority".to_owned(), json!(priority))));
+    body.extend(args.weight.map(|weight| ("weight".to_owned(), json!(weight))));
     if body.is_empty() {
         return Err(Failure::new(Exit::Usage, "nothing to change").fix("name what to change, as --priority 1"));
     }

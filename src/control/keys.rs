@@ -26,7 +26,9 @@ use crate::policy::{Budget, Limits, Policy};
 use crate::provider::{Endpoint, NoProvider, provider};
 use crate::storage::KeyState;
 use crate::unit::duration;
-use crate::virtual_key::{KeysSection, Previous, Status, StreamUsage, VirtualKey, generate, is_prefix, parse_id};
+use crate::virtual_key::{
+    Fallback, KeysSection, Previous, Status, StreamUsage, VirtualKey, generate, is_prefix, parse_id,
+};
 
 const DAY_MS: u64 = 86_400_000;
 
@@ -57,6 +59,9 @@ pub(super) struct Wish {
     expires: Option<Option<String>>,
     #[serde(deserialize_with = "said")]
     stream_usage: Option<Option<StreamUsage>>,
+    #[serde(deserialize_with = "said")]
+    pool: Option<Option<String>>,
+    fallback: Option<Fallback>,
     /// Notes by name: those not named stay, null takes one away.
     #[serde(deserialize_with = "said")]
     metadata: Option<Option<BTreeMap<String, Option<String>>>>,
@@ -131,6 +136,8 @@ pub(super) async fn create(
             &state.keys,
             flat(&wish.plan).and_then(|name| state.store.snapshot().named(name)).map(|(plan, _)| plan),
         ),
+        pool: None,
+        fallback: Fallback::System,
         stream_usage: None,
         ephemeral: wish.ephemeral.unwrap_or(false),
         metadata: BTreeMap::new(),
@@ -338,6 +345,11 @@ impl Wish {
         set(&mut record.team, &self.team);
         set(&mut record.plan, &self.plan);
         set(&mut record.stream_usage, &self.stream_usage);
+        if let Some(name) = flat(&self.pool).filter(|name| state.store.snapshot().pool(name).is_none()) {
+            return Err(Problem::invalid("pool", format!("there is no pool {name:?}")).fix("make it first"));
+        }
+        set(&mut record.pool, &self.pool);
+        record.fallback = self.fallback.unwrap_or(record.fallback);
         self.apply_lists(state, record)?;
         self.apply_metadata(record);
         self.apply_expiry(state, record, now)

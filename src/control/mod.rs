@@ -64,7 +64,7 @@ use crate::storage::{Store, StoreError};
 use crate::virtual_key::KeysSection;
 
 pub use self::ca::{Roots, generations};
-pub use self::provider_keys::{TestResult, Verdict};
+pub use self::provider_keys::{TestResult, Verdict, apply};
 pub use self::status::{Facts, Listening};
 
 /// Asks a provider whether it takes a stored key, by the key's id, without spending.

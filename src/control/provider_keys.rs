@@ -14,12 +14,14 @@ use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::clock::Clock;
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::view::ProviderKeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
 use crate::id::{KeyId, Owner, is_name};
 use crate::policy::Policy;
-use crate::provider_key::{Origin, ProviderKey, Status};
+use crate::pool::MAX_WEIGHT;
+use crate::provider_key::{Blow, Change as Became, Origin, ProviderKey, Standing, Status};
 use crate::secret::Secret;
 use crate::storage::{ProviderKeyState, Store, StoreError};
 
@@ -75,8 +77,7 @@ pub(super) async fn list(
     let mut keys: Vec<&Arc<ProviderKeyState>> = snapshot.all_provider_keys().filter(wanted).collect();
     keys.sort_by_key(|key| (key.environment, key.record.created_ms, key.record.id));
     let Page { items, next } = page(keys, |key| key.record.id, query.cursor, query.limit)?;
-    let now = state.clock.wall_ms();
-    let views: Vec<ProviderKeyView> = items.iter().map(|key| ProviderKeyView::new(key, now)).collect();
+    let views: Vec<ProviderKeyView> = items.iter().map(|key| ProviderKeyView::new(key, &state.clock)).collect();
     Ok(Json(json!({"provider_keys": views, "next_cursor": next})))
 }
 
@@ -120,10 +121,16 @@ struct Addition {
     models: Vec<String>,
     #[serde(default)]
     priority: u32,
+    #[serde(default = "one")]
+    weight: u32,
     #[serde(default)]
     secret: Option<String>,
     #[serde(default)]
     reference: Option<String>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 pub(super) async fn add(
@@ -142,30 +149,33 @@ pub(super) async fn add(
         provider: upstream.id.to_string(),
         name: addition.name,
         owner: addition.owner.unwrap_or(Owner::System),
-        status: Status::Active,
+        standing: Standing { since_ms: Some(now), ..Standing::default() },
         origin,
         masked: secret.as_ref().map(Secret::masked).unwrap_or_default(),
         bound_to: upstream.origin().to_owned(),
         models: addition.models,
         priority: addition.priority,
         policy: Policy::default(),
+        weight: addition.weight,
         created_ms: now,
-        last_error: None,
         version: 0,
     };
-    check_name(&state, &record)?;
+    check(&state, &record)?;
     let made = state.store.create_provider_key(record, secret).await?;
     let location = format!("/api/provider-keys/{}", made.record.id);
     Ok((
         StatusCode::CREATED,
         [(header::LOCATION, location), (header::ETAG, etag(made.record.version))],
-        Json(ProviderKeyView::new(&made, now)),
+        Json(ProviderKeyView::new(&made, &state.clock)),
     )
         .into_response())
 }
 
 /// A name is how people point at a key, so one provider has it once.
-fn check_name(state: &ControlState, record: &ProviderKey) -> Result<(), Problem> {
+fn check(state: &ControlState, record: &ProviderKey) -> Result<(), Problem> {
+    if !(1..=MAX_WEIGHT).contains(&record.weight) {
+        return Err(Problem::invalid("weight", format!("must be 1 to {MAX_WEIGHT}")));
+    }
     if !is_name(&record.name) {
         return Err(Problem::invalid("name", "must be 1 to 128 printable characters without spaces around"));
     }
@@ -191,6 +201,7 @@ struct Change {
     owner: Option<Owner>,
     models: Option<Vec<String>>,
     priority: Option<u32>,
+    weight: Option<u32>,
 }
 
 pub(super) async fn update(
@@ -205,7 +216,8 @@ pub(super) async fn update(
     record.owner = wish.owner.unwrap_or(record.owner);
     record.models = wish.models.unwrap_or(record.models);
     record.priority = wish.priority.unwrap_or(record.priority);
-    check_name(&state, &record)?;
+    record.weight = wish.weight.unwrap_or(record.weight);
+    check(&state, &record)?;
     write(&state, &headers, record, None).await
 }
 
@@ -234,18 +246,21 @@ pub(super) async fn rotate(
     record.bound_to = upstream.origin().to_owned();
     record.masked = secret.as_ref().map(Secret::masked).unwrap_or_default();
     record.origin = origin;
-    if record.status == Status::Error {
-        record.status = Status::Active;
+    // Whatever the old one was, only being switched off is not about it.
+    if record.standing.status != Status::Disabled {
+        record.standing = Standing { since_ms: Some(state.clock.wall_ms()), ..Standing::default() };
     }
-    record.last_error = None;
     if !rotation.test {
-        return write(&state, &headers, record, secret).await;
+        let expected = expected_version(&headers)?.unwrap_or(record.version);
+        let after = state.store.update_provider_key(record, expected, secret).await?;
+        after.stats.health.clear();
+        return Ok(answer(&state, &after));
     }
     let expected = expected_version(&headers)?.unwrap_or(record.version);
     let candidate = ProviderKey {
         id: KeyId::random().map_err(|error| Problem::internal(error.to_string()))?,
         name: format!("{} of a rotation", record.id),
-        status: Status::Disabled,
+        standing: Standing { status: Status::Disabled, ..Standing::default() },
         ..record.clone()
     };
     let (result, fetched) = try_out(&state, candidate, secret.clone()).await?;
@@ -259,10 +274,11 @@ pub(super) async fn rotate(
         Verdict::Accepted | Verdict::Unreachable | Verdict::Untestable => {}
     }
     let after = state.store.update_provider_key(record, expected, secret).await?;
+    after.stats.health.clear();
     if after.record.origin != Origin::Sealed && fetched.is_some() {
         after.secret.store(fetched);
     }
-    let mut view = json!(ProviderKeyView::new(&after, state.clock.wall_ms()));
+    let mut view = json!(ProviderKeyView::new(&after, &state.clock));
     view["test"] = json!(result);
     Ok(([(header::ETAG, etag(after.record.version))], Json(view)).into_response())
 }
@@ -319,14 +335,26 @@ pub(super) async fn disable(
 }
 
 async fn set_status(state: &ControlState, id: &str, headers: &HeaderMap, status: Status) -> Result<Response, Problem> {
-    let key = stored(state, id)?;
-    let record = ProviderKey { status, last_error: None, ..key.record.clone() };
-    let answer = write(state, headers, record, None).await?;
+    let key = find(state, id)?;
+    let before = key.standing(state.clock.now()).status;
+    let standing = Standing { status, since_ms: Some(state.clock.wall_ms()), ..Standing::default() };
+    let after = match key.environment {
+        // It can be forgiven, but only its variable switches it off.
+        true if status == Status::Active => key,
+        true => stored(state, id)?,
+        false => {
+            let record = ProviderKey { standing: standing.clone(), ..key.record.clone() };
+            let expected = expected_version(headers)?.unwrap_or(record.version);
+            state.store.update_provider_key(record, expected, None).await?
+        }
+    };
     if status == Status::Active {
-        key.stats.cooling_until_ms.store(0, std::sync::atomic::Ordering::Relaxed);
-        key.stats.failures.store(0, std::sync::atomic::Ordering::Relaxed);
+        after.stats.health.clear();
     }
-    Ok(answer)
+    if before != status {
+        state.store.note_provider_key(&after, Became { standing, before, fresh: true, kept: false });
+    }
+    Ok(answer(state, &after))
 }
 
 pub(super) async fn delete(
@@ -345,29 +373,31 @@ pub(super) async fn test(
     State(state): State<Arc<ControlState>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
-    let key = find(&state, &id)?;
-    let id = key.record.id;
+    let id = find(&state, &id)?.record.id;
     let result = (state.tester)(id).await;
-    let after = if key.environment { None } else { status_after(key.record.status, result.verdict) };
-    if let Some(status) = after {
-        let last_error = (status == Status::Error).then(|| result.detail.clone());
-        let record = ProviderKey { status, last_error, ..key.record.clone() };
-        match state.store.update_provider_key(record, key.record.version, None).await {
-            // Whoever changed it meanwhile knows better than a test of what it was.
-            Ok(_) | Err(StoreError::Conflict { .. } | StoreError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
     let key = find(&state, &id.to_string())?;
-    Ok(Json(json!({"test": result, "key": ProviderKeyView::new(&key, state.clock.wall_ms())})))
+    apply(&state.store, &key, &result, &state.clock);
+    Ok(Json(json!({"test": result, "key": ProviderKeyView::new(&key, &state.clock)})))
 }
 
-/// A key switched off by hand stays off, whatever the provider says.
-fn status_after(before: Status, verdict: Verdict) -> Option<Status> {
-    match (before, verdict) {
-        (Status::Error, Verdict::Accepted) => Some(Status::Active),
-        (Status::Active | Status::Error, Verdict::Rejected) => Some(Status::Error),
+/// Puts in force what a test of a key says. One switched off by hand stays off, and one whose money is gone is not
+/// tested by a request that costs nothing.
+pub fn apply(store: &Store, key: &ProviderKeyState, result: &TestResult, clock: &Clock) {
+    let (now, wall_ms, health) = (clock.now(), clock.wall_ms(), &key.stats.health);
+    let before = key.standing(now).status;
+    let change = match (before, result.verdict) {
+        (Status::Error, Verdict::Accepted) => {
+            health.clear();
+            let standing = Standing { since_ms: Some(wall_ms), ..Standing::default() };
+            Some(Became { standing, before, fresh: true, kept: true })
+        }
+        (Status::Active | Status::Cooling, Verdict::Rejected) => {
+            health.struck(Blow::Refused, None, &result.detail, now, wall_ms)
+        }
         _ => None,
+    };
+    if let Some(change) = change {
+        store.note_provider_key(key, change);
     }
 }
 
@@ -391,7 +421,7 @@ fn stored(state: &ControlState, id: &str) -> Result<Arc<ProviderKeyState>, Probl
 }
 
 fn answer(state: &ControlState, key: &ProviderKeyState) -> Response {
-    let view = ProviderKeyView::new(key, state.clock.wall_ms());
+    let view = ProviderKeyView::new(key, &state.clock);
     ([(header::ETAG, etag(key.record.version))], Json(view)).into_response()
 }
 
@@ -404,25 +434,4 @@ async fn write(
     let expected = expected_version(headers)?.unwrap_or(record.version);
     let after = state.store.update_provider_key(record, expected, secret).await?;
     Ok(answer(state, &after))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_test_means() {
-        for (before, verdict, want) in [
-            (Status::Active, Verdict::Accepted, None),
-            (Status::Active, Verdict::Rejected, Some(Status::Error)),
-            (Status::Active, Verdict::Unreachable, None),
-            (Status::Error, Verdict::Accepted, Some(Status::Active)),
-            (Status::Error, Verdict::Untestable, None),
-            (Status::Active, Verdict::Unreadable, None),
-            (Status::Disabled, Verdict::Accepted, None),
-            (Status::Disabled, Verdict::Rejected, None),
-        ] {
-            assert_eq!(status_after(before, verdict), want, "{before:?} {verdict:?}");
-        }
-    }
 }

@@ -17,7 +17,7 @@ use crate::clock::rfc3339;
 use crate::control::ControlState;
 use crate::control::problem::{Problem, Tell, parse};
 use crate::control::view::ProviderView;
-use crate::provider_key;
+use crate::provider_key::Status;
 
 /// What does not change while the process lives.
 #[derive(Clone, Debug, Default)]
@@ -54,8 +54,11 @@ impl Listening {
 pub(super) async fn status(State(state): State<Arc<ControlState>>) -> Json<Value> {
     let (snapshot, now, facts) = (state.store.snapshot(), state.clock.wall_ms(), &state.facts);
     let active = snapshot.virtual_keys().filter(|key| key.record.status_word(now) == "active").count();
-    let usable =
-        |status: provider_key::Status| snapshot.all_provider_keys().filter(|key| key.record.status == status).count();
+    let mut provider_keys = json!({"total": snapshot.all_provider_keys().count()});
+    for status in Status::ALL {
+        let here = snapshot.all_provider_keys().filter(|key| key.standing(state.clock.now()).status == status);
+        provider_keys[status.as_str()] = json!(here.count());
+    }
     let failures = if facts.listening.is_some() { state.readiness.failures() } else { Vec::new() };
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -71,18 +74,13 @@ pub(super) async fn status(State(state): State<Arc<ControlState>>) -> Json<Value
         "master_key": state.store.master_key_source().to_string(),
         "store": state.store.health(),
         "keys": {"total": snapshot.virtual_keys().len(), "active": active},
-        "provider_keys": {
-            "total": snapshot.all_provider_keys().count(),
-            "active": usable(provider_key::Status::Active),
-            "disabled": usable(provider_key::Status::Disabled),
-            "error": usable(provider_key::Status::Error),
-        },
+        "provider_keys": provider_keys,
     }))
 }
 
 pub(super) async fn providers(State(state): State<Arc<ControlState>>) -> Json<Value> {
     let snapshot = state.store.snapshot();
-    let view = |upstream: &Arc<_>| ProviderView::new(upstream, snapshot.provider_keys(&upstream.id));
+    let view = |upstream: &Arc<_>| ProviderView::new(upstream, snapshot.provider_keys(&upstream.id), state.clock.now());
     let views: Vec<ProviderView> = state.registry.iter().map(view).collect();
     Json(json!({"providers": views}))
 }
@@ -97,7 +95,7 @@ pub(super) async fn provider(
         let why = state.registry.lookup(&name).err().map_or_else(String::new, |error| error.to_string());
         return Err(Problem::new(StatusCode::NOT_FOUND, "not_found", why));
     };
-    Ok(Json(ProviderView::new(upstream, state.store.snapshot().provider_keys(&upstream.id))))
+    Ok(Json(ProviderView::new(upstream, state.store.snapshot().provider_keys(&upstream.id), state.clock.now())))
 }
 
 #[derive(Debug, Deserialize)]

@@ -164,7 +164,8 @@ async fn a_key_is_made_shown_changed_and_removed() {
             {"scope": "key", "scope_id": id, "limit": "tpm", "value": 1000, "used": 0, "reserved": 0,
              "remaining": 1000, "resets": null, "shadow": false},
         ],
-        "max_budget": null, "budget_remaining": null, "stream_usage": null, "ephemeral": false, "metadata": {}, "rotation_grace_until": null,
+        "max_budget": null, "budget_remaining": null, "pool": null, "fallback": "system",
+        "stream_usage": null, "ephemeral": false, "metadata": {}, "rotation_grace_until": null,
         "last_used": null, "total_requests": 0, "total_tokens": 0, "spent": "0", "version": 1,
     });
     assert_eq!(made.body["key_data"], want);
@@ -506,7 +507,10 @@ async fn status_providers_and_backup() {
     let api = Api::new(KeysSection::default());
     let status = api.get("/api/status").await.body;
     assert_eq!((&status["ready"], &status["listen"]), (&json!(false), &Value::Null));
-    assert_eq!(status["provider_keys"], json!({"total": 1, "active": 1, "disabled": 0, "error": 0}));
+    assert_eq!(
+        status["provider_keys"],
+        json!({"total": 1, "active": 1, "cooling": 0, "disabled": 0, "error": 0, "exhausted": 0})
+    );
     let mistral = api.get("/api/providers/mistralai").await.body;
     assert_eq!((&mistral["id"], &mistral["keys"], &mistral["active_keys"]), (&json!("mistral"), &json!(1), &json!(1)));
     assert_eq!(mistral["base_url"], "https://api.mistral.ai");

@@ -9,16 +9,16 @@ use std::sync::atomic::Ordering;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::clock::rfc3339;
+use crate::clock::{Clock, Nanos, rfc3339};
 use crate::control::policy::{Figure, LimitView};
 use crate::id::{KeyId, Owner, ScopeId};
 use crate::limit::{Consumption, Kind, Moment};
 use crate::policy::Policy;
 use crate::provider::Upstream;
-use crate::provider_key;
+use crate::provider_key::Status;
 use crate::storage::{KeyState, KeyStats, ProviderKeyState, Snapshot, scopes_of};
 use crate::unit::usd;
-use crate::virtual_key::StreamUsage;
+use crate::virtual_key::{Fallback, StreamUsage};
 
 /// A virtual key, without its secret.
 #[derive(Clone, Debug, Serialize)]
@@ -46,6 +46,8 @@ pub struct KeyView {
     pub max_budget: Option<Figure>,
     /// What is left of it.
     pub budget_remaining: Option<Figure>,
+    pub pool: Option<String>,
+    pub fallback: Fallback,
     pub stream_usage: Option<StreamUsage>,
     pub ephemeral: bool,
     pub metadata: BTreeMap<String, String>,
@@ -88,6 +90,8 @@ impl KeyView {
             sources: record.sources,
             plan: record.plan,
             policy: record.policy,
+            pool: record.pool,
+            fallback: record.fallback,
             stream_usage: record.stream_usage,
             ephemeral: record.ephemeral,
             metadata: record.metadata,
@@ -109,7 +113,7 @@ pub struct ProviderKeyView {
     pub provider: String,
     pub name: String,
     pub owner: Owner,
-    /// `active`, `cooling`, `disabled` or `error`.
+    /// `active`, `cooling`, `disabled`, `error` or `exhausted`.
     pub status: &'static str,
     /// `sealed`, `env:NAME`, `file:/path`, `exec:command`.
     pub origin: String,
@@ -121,11 +125,17 @@ pub struct ProviderKeyView {
     pub bound_to: String,
     pub models: Vec<String>,
     pub priority: u32,
+    /// Its share under the policy `weighted`.
+    pub weight: u32,
     pub created: String,
-    pub cooling_until: Option<String>,
+    /// When a rest ends by itself.
+    pub until: Option<String>,
+    /// Since when its status is what it is.
+    pub since: Option<String>,
     pub last_error: Option<String>,
-    pub failures: u64,
-    pub in_flight: u64,
+    /// Faults and refusals since its last success.
+    pub failures: u32,
+    pub in_flight: u32,
     pub last_used: Option<String>,
     pub total_requests: u64,
     pub total_tokens: u64,
@@ -136,17 +146,16 @@ pub struct ProviderKeyView {
 impl ProviderKeyView {
     /// The view of a key at a time.
     #[must_use]
-    pub fn new(state: &ProviderKeyState, wall_ms: u64) -> Self {
+    pub fn new(state: &ProviderKeyState, clock: &Clock) -> Self {
         let record = state.record.clone();
         let stats = Stats::read(&state.stats.used);
-        let cooling = state.stats.cooling_until_ms.load(Ordering::Relaxed);
-        let cools = cooling > wall_ms && record.status == provider_key::Status::Active;
+        let standing = state.standing(clock.now());
         Self {
             id: record.id,
             provider: record.provider,
             name: record.name,
             owner: record.owner,
-            status: if cools { "cooling" } else { record.status.as_str() },
+            status: standing.status.as_str(),
             origin: record.origin.describe(),
             resolved: state.secret.load().is_some(),
             environment: state.environment,
@@ -154,11 +163,13 @@ impl ProviderKeyView {
             bound_to: record.bound_to,
             models: record.models,
             priority: record.priority,
+            weight: record.weight,
             created: rfc3339(record.created_ms),
-            cooling_until: cools.then(|| rfc3339(cooling)),
-            last_error: record.last_error,
-            failures: state.stats.failures.load(Ordering::Relaxed),
-            in_flight: state.stats.in_flight.load(Ordering::Relaxed),
+            until: standing.until_ms.map(rfc3339),
+            since: standing.since_ms.map(rfc3339),
+            last_error: standing.last_error,
+            failures: standing.failures,
+            in_flight: state.stats.health.in_flight(),
             last_used: stats.last_used,
             total_requests: stats.requests,
             total_tokens: stats.tokens,
@@ -257,8 +268,8 @@ pub struct ProviderView {
 impl ProviderView {
     /// The view of a provider and its keys.
     #[must_use]
-    pub fn new(upstream: &Upstream, keys: &[Arc<ProviderKeyState>]) -> Self {
-        let active = |state: &&Arc<ProviderKeyState>| state.record.status == provider_key::Status::Active;
+    pub fn new(upstream: &Upstream, keys: &[Arc<ProviderKeyState>], now: Nanos) -> Self {
+        let active = |state: &&Arc<ProviderKeyState>| state.standing(now).status == Status::Active;
         Self {
             id: upstream.id.to_string(),
             aliases: upstream.row.map_or_else(Vec::new, |row| row.aliases.to_vec()),

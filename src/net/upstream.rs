@@ -290,18 +290,18 @@ enum Kind {
 }
 
 impl Received {
-    /// Reads ahead, at most about `limit` bytes, and adds a copy of them to `seen`. The reader gets everything
-    /// nevertheless, an error too.
+    /// Reads ahead and adds a copy to `seen`, until `enough` says so, at most about `limit` bytes. The reader gets
+    /// everything nevertheless, an error too.
     ///
     /// # Cancel safety
     /// Dropping it loses nothing.
-    pub async fn peek(&mut self, seen: &mut Vec<u8>, limit: usize) {
+    pub async fn peek(&mut self, seen: &mut Vec<u8>, limit: usize, mut enough: impl FnMut(&[u8]) -> bool) {
         while seen.len() < limit && !self.incoming.is_end_stream() {
             let Some(frame) = std::future::poll_fn(|cx| self.poll_upstream(cx)).await else { break };
             if let Ok(Some(data)) = frame.as_ref().map(Frame::data_ref) {
                 seen.extend_from_slice(&data[..data.len().min(limit - seen.len())]);
             }
-            let ends = frame.is_err();
+            let ends = frame.is_err() || enough(seen);
             self.held.push_back(frame);
             if ends {
                 break;

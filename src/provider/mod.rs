@@ -55,7 +55,7 @@ pub use self::place::Scheme;
 pub use self::refusal::{Counted, RETRY_AFTER_MS, Refusal, RefusalKind, SHOULD_RETRY};
 pub use self::registry::{Bare, NoProvider, Registry};
 pub use self::request::{Asked, BadRequest};
-pub use self::room::{Left, Room, room};
+pub use self::room::room;
 pub use self::section::{AcceptEncoding, ConfigFault, ProviderSection, Timeout};
 pub use self::table::PROVIDERS;
 pub use self::upstream::Upstream;

@@ -1,6 +1,6 @@
-//! [`Room`]: what a provider says is left of a key's limits, in the headers of any answer.
+//! [`room`]: what a provider says is left of a key's limits, in the headers of any answer.
 //!
-//! Owns the names and their units; leaves choosing by it to `pool`. Every vendor that says when a limit resets means the
+//! Owns the names and their units; leaves remembering it to `provider_key`. Every vendor that says when a limit resets means the
 //! moment at which it is full again, and refills steadily until then (OpenAI: "the time until the rate limit resets to
 //! its initial state"; Anthropic: "fully replenished"). So a day's limit and a minute's need no telling apart, but where
 //! the reset is left out.
@@ -11,26 +11,7 @@ use http::{HeaderMap, HeaderName};
 
 use super::{ANTHROPIC, Dialect, OPENAI, Upstream};
 use crate::clock::parse_rfc3339;
-
-/// What is left of one limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Left {
-    /// The limit.
-    pub limit: u64,
-    /// What remains of it.
-    pub remaining: u64,
-    /// When nothing will be used of it, if nothing more is.
-    pub full_in: Duration,
-}
-
-/// What is left of a key's limits. Of several that count the same, the one most used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
-    /// Requests.
-    pub requests: Option<Left>,
-    /// Tokens.
-    pub tokens: Option<Left>,
-}
+use crate::provider_key::{Left, Room};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counts {
@@ -103,18 +84,17 @@ pub fn room(upstream: &Upstream, headers: &HeaderMap, wall_ms: u64) -> Option<Ro
             Counts::Requests => &mut room.requests,
             Counts::Tokens => &mut room.tokens,
         };
-        if slot.is_none_or(|other| left.is_more_used_than(other)) {
+        if slot.is_none_or(|other| is_more_used(left, other)) {
             *slot = Some(left);
         }
     }
     (room != Room::default()).then_some(room)
 }
 
-impl Left {
-    fn is_more_used_than(self, other: Self) -> bool {
-        let product = |a: u64, b: u64| u128::from(a) * u128::from(b);
-        product(self.remaining, other.limit) < product(other.remaining, self.limit)
-    }
+/// True when `a` is the tighter of two limits.
+fn is_more_used(a: Left, b: Left) -> bool {
+    let product = |a: u64, b: u64| u128::from(a) * u128::from(b);
+    product(a.remaining, b.limit) < product(b.remaining, a.limit)
 }
 
 impl Row {
@@ -187,7 +167,8 @@ mod tests {
 
     fn read(provider: &str, pairs: &[(&'static str, &'static str)]) -> Option<Room> {
         let registry = Registry::build(&BTreeMap::new(), None).unwrap();
-        let headers = pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let headers =
+            pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
         room(registry.by_id(provider).unwrap(), &headers.collect(), NOW)
     }
 
@@ -283,7 +264,10 @@ mod tests {
             assert_eq!(read(provider, pairs), Some(Room { requests, tokens }), "{name}");
         }
         assert_eq!(read("openai", &[("x-ratelimit-limit-requests", "0")]), None);
-        assert_eq!(read("gemini", &[("x-ratelimit-limit-requests", "1"), ("x-ratelimit-remaining-requests", "1")]), None);
+        assert_eq!(
+            read("gemini", &[("x-ratelimit-limit-requests", "1"), ("x-ratelimit-remaining-requests", "1")]),
+            None
+        );
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //!
 //! Owns the wording; leaves status, code and body to `provider::refusal`.
 
+use std::time::Duration;
+
 use crate::limit;
 use crate::net::upstream::SendError;
-use crate::provider::{BadPath, BadRequest, Counted, Refusal, RefusalKind};
+use crate::provider::{Action, BadPath, BadRequest, Counted, Meaning, Refusal, RefusalKind};
 use crate::virtual_key::Rejection;
 
 /// Why the proxy did not relay an answer. Messages never hold a key.
@@ -36,7 +38,7 @@ pub(super) enum Error {
     )]
     ModelUnknown { endpoint: &'static str, allowed: String },
     #[error("no usable provider key for {provider}{detail}; add one: sidekey provider-key add {provider}")]
-    NoProviderKey { provider: String, detail: &'static str },
+    NoProviderKey { provider: String, detail: String, retry_after: Option<Duration> },
     #[error("{detail}; paths are /<provider>/<its own path>, or /v1/…; providers: {known}")]
     NoSuchProvider { detail: String, known: String },
     #[error("{provider} refused the provider key with status {status}; see: sidekey provider-key test --all")]
@@ -68,13 +70,14 @@ impl Error {
                     limit::Kind::Quota(..) | limit::Kind::Tpm => Counted::Tokens,
                     limit::Kind::Budget(_) | limit::Kind::InFlight | limit::Kind::Rpm => Counted::Requests,
                 };
-                let wait = refused
-                    .retry_after
-                    .map(|wait| u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
+                let wait = refused.retry_after.map(in_ms);
                 Refusal::new(self.kind(), self.to_string()).counting(counted).after_ms(wait)
             }
             Self::ModelNotAllowed { .. } | Self::Unpriced { .. } => {
                 Refusal::new(self.kind(), self.to_string()).about("model")
+            }
+            Self::NoProviderKey { retry_after, .. } => {
+                Refusal::new(self.kind(), self.to_string()).after_ms(retry_after.map(in_ms))
             }
             Self::BadRequest(bad) => {
                 let refusal = Refusal::new(self.kind(), self.to_string());
@@ -87,10 +90,16 @@ impl Error {
         }
     }
 
-    /// True when the provider has not begun to serve the request, so that another key may try: it was not reached, or
-    /// stayed silent. A connection lost after the request was written is neither.
-    pub(super) fn is_unsent(&self) -> bool {
-        matches!(self, Self::Unreachable { source: SendError::Dial(_), .. } | Self::UpstreamTimeout { .. })
+    /// What it says of the key, or of the way to its provider: the client's own faults say nothing. A connection that was
+    /// lost before a byte of the answer came is a fault like silence is: the next key may do better, at the price that
+    /// the first may have been served.
+    pub(super) fn meaning(&self) -> Meaning {
+        match self {
+            Self::Unreachable { source: SendError::Dial(_), .. } => Meaning::unreachable("cannot be reached"),
+            Self::Unreachable { source: SendError::Http(_), .. } => Meaning::unreachable("lost the connection"),
+            Self::UpstreamTimeout { .. } => Meaning::unreachable("no answer in time"),
+            _ => Meaning { action: Action::Relay, wait: None, reason: String::new() },
+        }
     }
 
     /// True when the request went upstream, or tried to.
@@ -121,6 +130,11 @@ impl Error {
             Self::UpstreamTimeout { .. } => RefusalKind::UpstreamTimeout,
         }
     }
+}
+
+/// Whole milliseconds, rounded up.
+fn in_ms(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// What a stranger may know: unknown, wrong, malformed and revoked look alike. Only a holder of the right secret is

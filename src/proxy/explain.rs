@@ -10,14 +10,13 @@ use http::Method;
 
 use crate::clock::Clock;
 use crate::explain::{Explanation, Question};
-use crate::id::KeySource;
 use crate::limit::{Consumption, Moment, Permit};
 use crate::provider::{Asked, Call, Endpoint, Registry, Upstream, default_dialect};
 use crate::proxy::admit;
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::Error;
-use crate::proxy::select::{self, Candidate};
-use crate::storage::{ProviderKeyState, Store};
+use crate::proxy::select::{self, Choice};
+use crate::storage::Store;
 use crate::virtual_key::VirtualKey;
 
 /// Requests of each dialect, those first that its clients send most. What consumes something is here; of the rest the
@@ -73,12 +72,13 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
         let model = call.model(&asked);
         speaks = call.speaks;
         why.note(select::permit(&question.key, &upstream.id, &call, model));
-        let candidates = why.note(select::select(&snapshot, &upstream, &caller, model)).unwrap_or_default();
-        explanation.provider_keys = candidates.into_iter().filter_map(paying).collect();
         let need = match call.endpoint {
             Endpoint::Realtime => admit::session(),
             _ => admit::estimate(call.wire, question.input_tokens, &asked, &caller, model),
         };
+        let choice = Choice::new(Arc::clone(&upstream), &caller, model, need, 0);
+        let keys = why.note(choice.preview(store, at.now)).unwrap_or_default();
+        explanation.provider_keys = keys.into_iter().map(|key| (Arc::clone(&key), key.record.owner.source())).collect();
         why.note(admit::place(&caller, &store.ledger()).map(drop));
         let price = admit::price(need, call.wire, &caller, (&upstream.id, model), snapshot.prices());
         explanation.need = why.note(price).unwrap_or(need);
@@ -150,13 +150,6 @@ fn asked(question: &Question) -> Asked {
     asked.model.clone_from(&question.model);
     asked.max_output = question.max_tokens;
     asked
-}
-
-fn paying(candidate: Candidate) -> Option<(Arc<ProviderKeyState>, KeySource)> {
-    match candidate {
-        Candidate::Key { state, source, .. } => Some((state, source)),
-        Candidate::Keyless | Candidate::Own => None,
-    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,26 @@
 //! Sending the request, with the next candidate while the last one was refused and nothing has reached the client.
 //!
-//! Owns the attempts and what a refusal of the provider means; leaves order to `select`, connections to `net`.
+//! Owns the attempts and obeying what a refusal means; leaves the meaning to `provider`, order to `select`, connections
+//! to `net`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, HOST};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
+use crate::clock::Nanos;
 use crate::net::body::Outgoing;
 use crate::net::upstream::{Pool, Received, SendError};
-use crate::provider::{AcceptEncoding, Call, Dialect, GEMINI, Upstream};
+use crate::provider::{
+    AcceptEncoding, Action, Call, FirstEvent, Meaning, TEXT_MAX, Upstream, first_event, judge, room, wants_text,
+};
 use crate::proxy::credentials;
 use crate::proxy::error::Error;
 use crate::proxy::request::{BodyFault, Taken};
-use crate::proxy::select::Candidate;
+use crate::proxy::select::{Candidate, Choice};
+use crate::proxy::settle::{Account, Books, Open};
 use crate::scan::decode::{Decoder, codings};
 
 /// A request ready to be sent, but for the credential.
@@ -37,101 +42,189 @@ pub(super) struct Way<'a> {
     pub(super) upgrade: bool,
 }
 
-/// Tries the candidates in order; `attempt` is told before each, and may end it.
+/// Tries one candidate after the other. `ready` is when the request was complete, for the entry's overhead.
 pub(super) async fn forward(
     way: Way<'_>,
     mut outbound: Box<Outbound>,
-    candidates: Vec<Candidate>,
-    mut attempt: impl FnMut(&Candidate, u32) -> Result<(), Error> + Send,
+    mut choice: Box<Choice>,
+    books: &Books,
+    account: &mut Account,
+    ready: Nanos,
 ) -> Result<Response<Received>, Error> {
-    let count = candidates.len();
-    let mut outcome = Err(Error::Internal("no candidate"));
-    for (index, candidate) in candidates.into_iter().enumerate() {
-        let last = index + 1 == count || !outbound.body.is_held();
+    let mut outcome = None;
+    loop {
+        let Some((candidate, last)) = choice.next(&books.store, books.clock.now()) else { break };
+        let last = last || !outbound.body.is_held();
+        let own = matches!(candidate, Candidate::Own);
         let request = match outbound.attempt(way, &candidate, last) {
             Ok(Some(request)) => request,
             Ok(None) => break,
             Err(error) => {
-                outcome = outcome.or(Err(error));
+                outcome = Some(outcome.unwrap_or(Err(error)));
                 continue;
             }
         };
-        attempt(&candidate, u32::try_from(index + 1).unwrap_or(u32::MAX))?;
+        account.attempt(candidate, ready)?;
         let mut sent = send(way, request).await;
         let meaning = match &mut sent {
-            Ok(response) if may_be_googles(way.upstream, response) => {
-                match Box::pin(names_bad_key(response, PEEK_TIME)).await {
-                    true => Meaning::KeyRefused,
-                    false => Meaning::Answer,
-                }
+            // Nothing of ours went with it.
+            Ok(_) if own => relayed(),
+            Ok(response) => {
+                account.learn(way.upstream, response.headers());
+                meaning_of(way.upstream, response, books).await
             }
-            Ok(response) => by_status(response.status()),
-            Err(error) if error.is_unsent() => Meaning::Busy,
-            Err(_) => Meaning::Answer,
+            Err(error) => error.meaning(),
         };
-        let learned = match (sent, meaning) {
+        account.judged(&meaning);
+        if meaning.action == Action::Relay {
+            return sent;
+        }
+        let learned = match sent {
             // The provider's text may hold part of the key.
-            (Ok(response), Meaning::KeyRefused) if !matches!(candidate, Candidate::Own) => {
+            Ok(response) if meaning.action.is_about_the_key() => {
                 let status = response.status().as_u16();
                 Err(Error::ProviderKeyRejected { provider: way.upstream.id.to_string(), status })
             }
-            (sent, _) => sent,
+            sent => sent,
         };
         // An earlier key's "come back later" tells the client more than a later key's failure.
         outcome = match (outcome, learned) {
-            (Ok(busy), Err(_)) => Ok(busy),
-            (_, learned) => learned,
+            (Some(Ok(busy)), Err(_)) => Some(Ok(busy)),
+            (_, learned) => Some(learned),
         };
         // A request of which part was sent may have been served: only a body still held is sent again, and only because
         // no byte of an answer has come.
-        if meaning == Meaning::Answer || last {
+        if last {
             break;
         }
     }
-    outcome
+    outcome.unwrap_or_else(|| Err(choice.nothing(&books.store, books.clock.now())))
 }
 
-/// What an answer says of the key it was got with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Meaning {
-    /// For the client, whatever it is.
-    Answer,
-    /// Another key may fare better: overload, rate, spent money.
-    Busy,
-    /// The key is not accepted, or may not do this; another may.
-    KeyRefused,
+fn relayed() -> Meaning {
+    Meaning { action: Action::Relay, wait: None, reason: String::new() }
 }
 
-fn by_status(status: StatusCode) -> Meaning {
-    match status.as_u16() {
-        401 | 403 => Meaning::KeyRefused,
-        402 | 429 | 500 | 502 | 503 | 504 | 529 => Meaning::Busy,
-        _ => Meaning::Answer,
-    }
-}
-
-/// Bytes of an error that are looked at.
-const PEEK: usize = 16 * 1024;
 /// What has not come by then is not worth holding the answer back for.
 const PEEK_TIME: Duration = Duration::from_secs(5);
 
-/// True when only the text tells whether the key is refused: Google says 400 of a key it does not know
-/// (<https://ai.google.dev/gemini-api/docs/troubleshooting>).
-#[must_use]
-pub fn may_be_googles(upstream: &Upstream, response: &Response<Received>) -> bool {
-    response.status() == StatusCode::BAD_REQUEST && upstream.dialect.name() == GEMINI.name()
+/// Judges an answer, reading ahead only where its head does not tell.
+async fn meaning_of(upstream: &Upstream, response: &mut Response<Received>, books: &Books) -> Meaning {
+    let status = response.status();
+    if status.as_u16() >= 400 {
+        let text = if wants_text(upstream.dialect, status) {
+            Box::pin(error_text(response, PEEK_TIME)).await
+        } else {
+            Vec::new()
+        };
+        return judge(upstream, status, response.headers(), &text, books.clock.wall_ms());
+    }
+    let kind = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    if upstream.late_errors && status == StatusCode::OK && kind.starts_with(b"text/event-stream") {
+        return Box::pin(late_error(upstream, response, books)).await.unwrap_or_else(relayed);
+    }
+    relayed()
 }
 
-/// True when the text says that the key is not valid. Reads ahead; what has not come within `patience` does not count.
-pub async fn names_bad_key(response: &mut Response<Received>, patience: Duration) -> bool {
-    let codings = codings(response.headers().get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok()));
+/// The beginning of an error's text, decoded. Reads ahead; what has not come within `patience` is left out.
+pub async fn error_text(response: &mut Response<Received>, patience: Duration) -> Vec<u8> {
+    let mut clear = Clear::of(response.headers());
     let mut seen = Vec::new();
-    let _ = tokio::time::timeout(patience, response.body_mut().peek(&mut seen, PEEK)).await;
-    let mut clear = Vec::new();
-    if let Some(codings) = codings {
-        Decoder::new(&codings).feed(&seen, &mut |piece| clear.extend_from_slice(piece));
+    let read = response.body_mut().peek(&mut seen, TEXT_MAX, |seen| !clear.grow(seen));
+    let _ = tokio::time::timeout(patience, read).await;
+    clear.text
+}
+
+/// The error a stream begins with, where it does. Its first event is waited for as the client waits for it; nothing is
+/// held back beyond it.
+async fn late_error(upstream: &Upstream, response: &mut Response<Received>, books: &Books) -> Option<Meaning> {
+    let headers = response.headers().clone();
+    let mut clear = Clear::of(&headers);
+    let mut seen = Vec::new();
+    let mut found = FirstEvent::Unknown;
+    let body = response.body_mut();
+    body.peek(&mut seen, TEXT_MAX, |seen| {
+        let readable = clear.grow(seen);
+        found = first_event(upstream, &headers, &clear.text, false, books.clock.wall_ms());
+        !readable || found != FirstEvent::Unknown
+    })
+    .await;
+    if found == FirstEvent::Unknown {
+        found = first_event(upstream, &headers, &clear.text, true, books.clock.wall_ms());
     }
-    memchr::memmem::find(&clear, b"API_KEY_INVALID").is_some()
+    match found {
+        FirstEvent::Error(meaning) => Some(meaning),
+        FirstEvent::Answer | FirstEvent::Unknown => None,
+    }
+}
+
+/// What was read ahead, without its content coding.
+struct Clear {
+    /// `None` when nobody here knows the coding.
+    decoder: Option<Decoder>,
+    taken: usize,
+    text: Vec<u8>,
+}
+
+impl Clear {
+    fn of(headers: &HeaderMap) -> Self {
+        let values = headers.get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+        let decoder = codings(values).map(|codings| Decoder::new(&codings));
+        Self { decoder, taken: 0, text: Vec::new() }
+    }
+
+    /// Takes what is new in `seen`; false when more would be of no use.
+    fn grow(&mut self, seen: &[u8]) -> bool {
+        let Some(decoder) = &mut self.decoder else { return false };
+        let text = &mut self.text;
+        decoder.feed(&seen[self.taken..], &mut |piece| {
+            let room = TEXT_MAX.saturating_sub(text.len());
+            text.extend_from_slice(&piece[..piece.len().min(room)]);
+        });
+        self.taken = seen.len();
+        decoder.failed().is_none() && text.len() < TEXT_MAX
+    }
+}
+
+impl Account {
+    /// Notes with what the request is sent now, and that it was not served by what it was sent with before.
+    ///
+    /// # Errors
+    /// When that must be recorded, and cannot be.
+    fn attempt(&mut self, candidate: Candidate, ready: Nanos) -> Result<(), Error> {
+        let Some(open) = self.open() else { return Ok(()) };
+        open.attempt = None;
+        if let Candidate::Key(attempt) = candidate {
+            open.entry.key_source = Some(attempt.source);
+            open.entry.provider_key = attempt.key.stored_id();
+            open.attempt = Some(attempt);
+        }
+        open.note()?;
+        open.entry.attempts += 1;
+        if open.entry.attempts == 1 {
+            open.entry.overhead_ns = open.books.clock.now().saturating_sub(ready);
+        } else {
+            open.metrics.failovers.inc();
+        }
+        Ok(())
+    }
+
+    /// Takes what the provider says is left of the key's limits.
+    fn learn(&mut self, upstream: &Upstream, headers: &HeaderMap) {
+        let Some(Open { attempt: Some(attempt), books, .. }) = self.open() else { return };
+        if let Some(room) = room(upstream, headers, books.clock.wall_ms()) {
+            attempt.learn(room, books.clock.now());
+        }
+    }
+
+    /// Tells the key what the answer means.
+    fn judged(&mut self, meaning: &Meaning) {
+        let Some(open) = self.open() else { return };
+        open.metrics.judged(meaning.action);
+        if let Some(attempt) = &open.attempt {
+            attempt.judged(meaning, &open.books);
+        }
+    }
 }
 
 async fn send(way: Way<'_>, request: Request<Outgoing>) -> Result<Response<Received>, Error> {
@@ -191,7 +284,8 @@ impl Outbound {
         match candidate {
             Candidate::Own => {}
             Candidate::Keyless => drop(credentials::swap_subprotocol(headers, None)),
-            Candidate::Key { secret, .. } => {
+            Candidate::Key(attempt) => {
+                let secret = &attempt.secret;
                 let swapped = credentials::swap_subprotocol(headers, way.upgrade.then(|| secret.expose()));
                 if !swapped && way.upstream.authenticate(way.call, headers, secret).is_err() {
                     return Err(Error::Internal("the provider key cannot stand in a header; enter it again"));
@@ -204,24 +298,23 @@ impl Outbound {
 
 #[cfg(test)]
 mod tests {
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use std::io::Write;
+
     use super::*;
 
     #[test]
-    fn meanings() {
-        for (status, want) in [
-            (200, Meaning::Answer),
-            (400, Meaning::Answer),
-            (401, Meaning::KeyRefused),
-            (402, Meaning::Busy),
-            (403, Meaning::KeyRefused),
-            (404, Meaning::Answer),
-            (408, Meaning::Answer),
-            (429, Meaning::Busy),
-            (500, Meaning::Busy),
-            (501, Meaning::Answer),
-            (529, Meaning::Busy),
-        ] {
-            assert_eq!(by_status(StatusCode::from_u16(status).unwrap()), want, "{status}");
-        }
+    fn what_was_read_ahead_is_decoded_as_it_comes() {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&vec![b'a'; 100_000]).unwrap();
+        let coded = gzip.finish().unwrap();
+        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static("gzip"))]);
+        let mut clear = Clear::of(&headers);
+        assert!(clear.grow(&coded[..10]));
+        assert!(!clear.grow(&coded), "more than is looked at");
+        assert_eq!(clear.text.len(), TEXT_MAX);
+        let unknown = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static("compress"))]);
+        assert!(!Clear::of(&unknown).grow(b"x"));
     }
 }

@@ -5,7 +5,9 @@ use prometheus::{
 };
 
 use crate::entry::{Entry, Outcome};
+use crate::id::KeySource;
 use crate::metrics::Metrics;
+use crate::provider::Action;
 use crate::virtual_key::Rejection;
 
 /// Families of the request path.
@@ -21,6 +23,8 @@ pub(super) struct Families {
     first_byte: HistogramVec,
     overhead: HistogramVec,
     failovers: IntCounterVec,
+    answers: IntCounterVec,
+    sources: IntCounterVec,
     /// Responses being relayed.
     pub(super) in_flight: IntGauge,
 }
@@ -37,7 +41,11 @@ pub(super) struct ProviderMetrics {
     overhead: Histogram,
     /// Requests that went on to another provider key.
     pub(super) failovers: IntCounter,
+    answers: [IntCounter; Action::ALL.len()],
+    sources: [IntCounter; SOURCES.len()],
 }
+
+const SOURCES: [KeySource; 3] = [KeySource::User, KeySource::Team, KeySource::System];
 
 const OUTCOMES: [Outcome; 5] =
     [Outcome::Ok, Outcome::Refused, Outcome::UpstreamError, Outcome::ClientDisconnected, Outcome::AbortedByDrain];
@@ -75,6 +83,12 @@ impl Families {
             first_byte: histogram("sidekey_time_to_first_byte_seconds", "From head to the answer's head.", seconds()),
             overhead: histogram("sidekey_overhead_seconds", "What sidekey itself added before sending.", micros()),
             failovers: counter("sidekey_failovers_total", "Requests that went on to another key.", &["provider"]),
+            answers: counter(
+                "sidekey_provider_answers_total",
+                "Answers of providers, by what they meant for the key.",
+                &["provider", "action"],
+            ),
+            sources: counter("sidekey_key_source_total", "Requests by the tier that paid.", &["provider", "source"]),
             in_flight: metrics.register(in_flight),
         };
         for reason in Rejection::ALL {
@@ -95,6 +109,8 @@ impl Families {
             first_byte: self.first_byte.with_label_values(&[provider]),
             overhead: self.overhead.with_label_values(&[provider]),
             failovers: self.failovers.with_label_values(&[provider]),
+            answers: Action::ALL.map(|action| self.answers.with_label_values(&[provider, action.as_str()])),
+            sources: SOURCES.map(|source| self.sources.with_label_values(&[provider, source.as_str()])),
         }
     }
 
@@ -110,6 +126,11 @@ impl Families {
 }
 
 impl ProviderMetrics {
+    /// Counts an answer by what it meant.
+    pub(super) fn judged(&self, action: Action) {
+        self.answers[action as usize].inc();
+    }
+
     /// Counts an ended request.
     #[expect(clippy::cast_precision_loss, reason = "times and costs of requests are far below 2^52 units")]
     pub(super) fn record(&self, entry: &Entry) {
@@ -117,6 +138,9 @@ impl ProviderMetrics {
             if *outcome == entry.outcome {
                 counter.inc();
             }
+        }
+        if let Some(source) = entry.key_source {
+            self.sources[source as usize].inc();
         }
         let usage = &entry.tokens;
         let figures = [usage.input, usage.cached_input, usage.cache_write, usage.output, usage.reasoning];

@@ -5,6 +5,7 @@
 //! for the disk: keys come from an immutable snapshot, entries go to a bounded queue.
 
 mod admit;
+mod attempt;
 mod authenticate;
 mod credentials;
 mod error;
@@ -53,7 +54,7 @@ use metrics::{Families, ProviderMetrics};
 use settle::{Account, Books};
 
 pub use explain::explain;
-pub use forward::{may_be_googles, names_bad_key};
+pub use forward::error_text;
 pub use headers::strip_hop_by_hop as strip_hop;
 pub use observe::{AnswerBody, Relayed};
 pub use section::{ProxySection, UnknownKeys};

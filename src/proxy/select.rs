@@ -1,25 +1,31 @@
 //! What the caller may call, and whose provider keys pay, in order: the user's, the team's, the system's.
 //!
-//! Owns permission and order; leaves trying them to `forward`.
+//! Owns permission, visibility and the order of tiers; leaves the choice among equals to `pool`, and trying keys to
+//! `forward`.
+//!
+//! A key is chosen at the moment it is to be sent, from the records as they are then: what was added, disabled or
+//! refused a moment ago counts already.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use wildmatch::WildMatch;
-
-use crate::id::{KeySource, Owner};
+use crate::clock::Nanos;
+use crate::id::KeyId;
+use crate::limit::Consumption;
+use crate::pool::{Contender, PoolPolicy, Wish, choose};
 use crate::provider::{Call, Endpoint, ModelRule, Upstream};
-use crate::provider_key::{ProviderKey, Status};
+use crate::provider_key::{ModelTag, ProviderKey, Status};
+use crate::proxy::attempt::Attempt;
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::{Error, list};
-use crate::secret::Secret;
-use crate::storage::{KeyState, ProviderKeyState, Snapshot};
-use crate::virtual_key::VirtualKey;
+use crate::storage::{KeyState, ProviderKeyState, Snapshot, Store, Tiers};
+use crate::virtual_key::{Fallback, VirtualKey};
 
 /// One way to present the request to the provider.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Candidate {
     /// With this provider key.
-    Key { state: Arc<ProviderKeyState>, secret: Arc<Secret>, source: KeySource },
+    Key(Attempt),
     /// With no key: the provider wants none.
     Keyless,
     /// With the credential the client brought.
@@ -50,77 +56,203 @@ pub(super) fn permit(state: &KeyState, provider: &str, call: &Call<'_>, model: O
     }
 }
 
-/// The ways to present the request, best first; never empty.
-pub(super) fn select(
-    snapshot: &Snapshot,
-    upstream: &Upstream,
-    caller: &Caller,
-    model: Option<&str>,
-) -> Result<Vec<Candidate>, Error> {
-    let Some(key) = caller.key() else { return Ok(vec![Candidate::Own]) };
-    let keys = snapshot.provider_keys(&upstream.id);
-    let mut usable: Vec<(KeySource, u32, Candidate)> =
-        keys.iter().filter_map(|state| candidate(state, upstream, key, model)).collect();
-    // Stable, so that keys of one tier and priority keep the order in which they were added.
-    usable.sort_by_key(|(source, priority, _)| (*source, *priority));
-    let candidates: Vec<Candidate> = usable.into_iter().map(|(_, _, candidate)| candidate).collect();
-    match candidates.is_empty() {
-        false => Ok(candidates),
-        true if upstream.keyless => Ok(vec![Candidate::Keyless]),
-        true => Err(Error::NoProviderKey { provider: upstream.id.to_string(), detail: why_none(keys, upstream) }),
+/// Whose keys may pay for a request, and which of them were tried.
+#[derive(Debug)]
+pub(super) struct Choice {
+    upstream: Arc<Upstream>,
+    caller: Option<Arc<KeyState>>,
+    model: Option<String>,
+    wish: Wish,
+    tried: Vec<KeyId>,
+    /// The one try without a key of ours is over.
+    spent: bool,
+}
+
+impl Choice {
+    /// For a request that is thought to need so much; `seed` is any number, another for each request.
+    pub(super) fn new(
+        upstream: Arc<Upstream>,
+        caller: &Caller,
+        model: Option<&str>,
+        need: Consumption,
+        seed: u64,
+    ) -> Self {
+        let wish = Wish { now: 0, tag: ModelTag::of(model), tokens: need.total, stick: None, seed };
+        let (caller, model) = (caller.key().cloned(), model.map(str::to_owned));
+        Self { upstream, caller, model, wish, tried: Vec::new(), spent: false }
+    }
+
+    /// The next candidate, with whether it is certainly the last; `None` when there is none, or none any more.
+    pub(super) fn next(&mut self, store: &Store, now: Nanos) -> Option<(Candidate, bool)> {
+        self.wish.now = now;
+        let Some(caller) = self.caller.clone() else {
+            return (!std::mem::replace(&mut self.spent, true)).then_some((Candidate::Own, true));
+        };
+        let snapshot = store.snapshot();
+        let upstream = Arc::clone(&self.upstream);
+        let Some((tiers, policy)) = tiers(&snapshot, &caller.record, &upstream) else { return self.keyless(&upstream) };
+        let lists = paying(tiers, &caller.record);
+        for list in &lists {
+            for equals in list.chunk_by(|a, b| a.record.priority == b.record.priority) {
+                if let Some(attempt) = self.pick(equals, policy, &upstream) {
+                    let last = self.tried.len() >= lists.iter().map(|list| list.len()).sum();
+                    return Some((Candidate::Key(attempt), last));
+                }
+            }
+        }
+        self.keyless(&upstream)
+    }
+
+    /// One of keys that are equal in tier and priority.
+    fn pick(&mut self, equals: &[Arc<ProviderKeyState>], policy: PoolPolicy, upstream: &Upstream) -> Option<Attempt> {
+        loop {
+            let found = choose(
+                policy,
+                &self.wish,
+                equals.iter().enumerate().filter_map(|(index, key)| {
+                    let usable = key.is_enabled()
+                        && is_bound(key, upstream)
+                        && key.pays_for(self.model.as_deref())
+                        && !self.tried.contains(&key.record.id);
+                    usable.then(|| (index, contender(key)))
+                }),
+            );
+            let key = &equals[found?];
+            self.tried.push(key.record.id);
+            let Wish { now, tag, tokens, .. } = self.wish;
+            let secret = key.secret.load_full();
+            let begun = secret.and_then(|secret| Attempt::begin(key, secret, now, tag, tokens));
+            if begun.is_some() {
+                return begun;
+            }
+        }
+    }
+
+    /// Where a key is optional, going without one when there is none.
+    fn keyless(&mut self, upstream: &Upstream) -> Option<(Candidate, bool)> {
+        let first = self.tried.is_empty() && !std::mem::replace(&mut self.spent, true);
+        (first && upstream.keyless).then_some((Candidate::Keyless, true))
+    }
+
+    /// The keys that may pay now, tier by tier, without trying one.
+    ///
+    /// # Errors
+    /// Why there are none, where the provider wants one.
+    pub(super) fn preview(&self, store: &Store, now: Nanos) -> Result<Vec<Arc<ProviderKeyState>>, Error> {
+        let Some(caller) = &self.caller else { return Ok(Vec::new()) };
+        let snapshot = store.snapshot();
+        let found = tiers(&snapshot, &caller.record, &self.upstream);
+        let lists = found.map(|(tiers, _)| paying(tiers, &caller.record)).unwrap_or_default();
+        let rests = |key: &ProviderKeyState| {
+            let health = &key.stats.health;
+            !health.is_usable(now) || health.learned.rests_until(self.wish.tag) > now
+        };
+        let keys = lists.into_iter().flatten().filter(|key| self.might(key) && !rests(key));
+        let keys: Vec<_> = keys.cloned().collect();
+        if keys.is_empty() && !self.upstream.keyless { Err(self.nothing(store, now)) } else { Ok(keys) }
+    }
+
+    /// Why there was nothing to try.
+    pub(super) fn nothing(&self, store: &Store, now: Nanos) -> Error {
+        let upstream = &self.upstream;
+        let provider = upstream.id.to_string();
+        let snapshot = store.snapshot();
+        let Some(caller) = &self.caller else { return Error::Internal("no candidate") };
+        let found = tiers(&snapshot, &caller.record, upstream);
+        let lists = found.map(|(tiers, _)| paying(tiers, &caller.record)).unwrap_or_default();
+        let keys: Vec<&Arc<ProviderKeyState>> = lists.into_iter().flatten().collect();
+        let all = snapshot.provider_keys(&upstream.id);
+        let detail = why_none(&keys, all, upstream, self.model.as_deref(), &caller.record, now);
+        let rests = keys.iter().filter(|key| self.might(key)).filter_map(|key| {
+            let health = &key.stats.health;
+            Some(health.rests_until(now)?.max(health.learned.rests_until(self.wish.tag)))
+        });
+        // Everyone who is told the same moment would come back at the same moment.
+        let wait = rests.min().map(|until| until.saturating_sub(now).max(1_000_000));
+        let spread = wait.map(|wait| wait.saturating_add(wait / 1_000 * (self.wish.seed % 200)));
+        Error::NoProviderKey { provider, detail, retry_after: spread.map(Duration::from_nanos) }
+    }
+
+    /// True when only a rest keeps a key from paying.
+    fn might(&self, key: &ProviderKeyState) -> bool {
+        let ready = key.is_enabled() && is_bound(key, &self.upstream) && key.secret.load().is_some();
+        ready && key.pays_for(self.model.as_deref())
     }
 }
 
-fn candidate(
-    state: &Arc<ProviderKeyState>,
-    upstream: &Upstream,
-    caller: &KeyState,
-    model: Option<&str>,
-) -> Option<(KeySource, u32, Candidate)> {
-    let record = &state.record;
-    let usable = record.status == Status::Active
-        && is_visible(&record.owner, &caller.record)
-        && is_bound(state, upstream)
-        && pays_for(record, model);
-    if !usable {
-        return None;
+fn contender(key: &ProviderKeyState) -> Contender<'_> {
+    let ProviderKey { id, weight, .. } = key.record;
+    Contender { id, health: &key.stats.health, weight, max_in_flight: None }
+}
+
+/// The provider's keys as this caller may come to them, and how to choose among them: those of the caller's pool, else
+/// all.
+fn tiers<'a>(snapshot: &'a Snapshot, caller: &VirtualKey, upstream: &Upstream) -> Option<(&'a Tiers, PoolPolicy)> {
+    match &caller.pool {
+        None => Some((snapshot.tiers(&upstream.id)?, PoolPolicy::default())),
+        Some(name) => {
+            let pool = snapshot.pool(name)?;
+            Some((pool.tiers(&upstream.id)?, pool.record.policy))
+        }
     }
-    let secret = state.secret.load_full()?;
-    let source = record.owner.source();
-    Some((source, record.priority, Candidate::Key { state: Arc::clone(state), secret, source }))
+}
+
+/// The keys that may pay for this caller, tier by tier. Without a fallback only the caller's first tier pays: the
+/// user's, if there is a user, else the team's, else the system's.
+fn paying<'a>(tiers: &'a Tiers, caller: &VirtualKey) -> Vec<&'a [Arc<ProviderKeyState>]> {
+    let user = caller.user.as_deref().map(|user| tiers.of_user(user));
+    let team = caller.team.as_deref().map(|team| tiers.of_team(team));
+    let own: Vec<_> = user.into_iter().chain(team).collect();
+    match (caller.fallback, own.first()) {
+        (Fallback::None, Some(first)) => vec![first],
+        _ => own.into_iter().chain([tiers.of_system(), tiers.of_environment()]).collect(),
+    }
 }
 
 /// A stored key goes only where it was entered for; one of the environment belongs to the provider as configured.
-fn is_bound(state: &ProviderKeyState, upstream: &Upstream) -> bool {
-    state.environment || state.record.bound_to == upstream.origin()
-}
-
-fn is_visible(owner: &Owner, caller: &VirtualKey) -> bool {
-    match owner {
-        Owner::System => true,
-        Owner::Team(id) => caller.team.as_deref() == Some(id),
-        Owner::User(id) => caller.user.as_deref() == Some(id),
-    }
-}
-
-fn pays_for(record: &ProviderKey, model: Option<&str>) -> bool {
-    let matches = |model| record.models.iter().any(|glob| WildMatch::new(glob).matches(model));
-    record.models.is_empty() || model.is_none_or(matches)
+fn is_bound(key: &ProviderKeyState, upstream: &Upstream) -> bool {
+    key.environment || key.record.bound_to == upstream.origin()
 }
 
 /// What a person who knows that there is a key would ask.
-fn why_none(keys: &[Arc<ProviderKeyState>], upstream: &Upstream) -> &'static str {
+fn why_none(
+    keys: &[&Arc<ProviderKeyState>],
+    all: &[Arc<ProviderKeyState>],
+    upstream: &Upstream,
+    model: Option<&str>,
+    caller: &VirtualKey,
+    now: Nanos,
+) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    if !all.iter().any(|key| is_bound(key, upstream)) {
+        return " (its base_url has changed since its keys were entered: enter them again)".to_owned();
+    }
     if keys.is_empty() {
-        return "";
+        return match &caller.pool {
+            Some(pool) => format!(" in the pool {pool:?}"),
+            None if caller.fallback == Fallback::None => {
+                " (its keys belong to others, and there is no fallback)".to_owned()
+            }
+            None => " (its keys belong to others)".to_owned(),
+        };
     }
-    if !keys.iter().any(|state| is_bound(state, upstream)) {
-        return " (its base_url has changed since its keys were entered: enter them again)";
+    if !keys.iter().any(|key| key.pays_for(model)) {
+        return " (its keys are for other models)".to_owned();
     }
-    if keys.iter().all(|state| state.record.status != Status::Active) {
-        return " (its keys are disabled or in error)";
+    if keys.iter().all(|key| key.secret.load().is_none()) {
+        return " (the secret its key refers to cannot be read)".to_owned();
     }
-    if keys.iter().all(|state| state.secret.load().is_none()) {
-        return " (the secret its key refers to cannot be read)";
-    }
-    " (its keys belong to others, or are for other models)"
+    let mut words: Vec<&str> = keys
+        .iter()
+        .map(|key| match key.standing(now).status {
+            Status::Active => "busy",
+            Status::Error => "in error",
+            status => status.as_str(),
+        })
+        .collect();
+    words.sort_unstable();
+    words.dedup();
+    format!(" (its keys are {})", words.join(", "))
 }

@@ -16,10 +16,11 @@ use crate::limit::{Consumption, Permit};
 use crate::pricing::{self, Layer, PriceTable};
 use crate::provider::RefusalKind;
 use crate::proxy::ProxyParts;
+use crate::proxy::attempt::Attempt;
 use crate::proxy::error::Error;
 use crate::proxy::metrics::{Families, ProviderMetrics};
 use crate::proxy::unpriced::Unpriced;
-use crate::storage::{Commit, Durability, EntryPlace, KeyState, Ledger, ProviderKeyState};
+use crate::storage::{Commit, Durability, EntryPlace, KeyState, Ledger, Store};
 use crate::tally::Tally;
 use crate::tokens;
 use crate::unit::{TokensSource, Usage};
@@ -35,6 +36,7 @@ const UNLOAD_AFTER: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Books {
     pub(super) clock: Clock,
+    pub(super) store: Store,
     pub(super) ledger: Ledger,
     pub(super) families: Families,
     unpriced: Unpriced,
@@ -74,7 +76,8 @@ pub(super) struct Open {
     /// Where its entry goes.
     pub(super) place: EntryPlace,
     pub(super) key: Option<Arc<KeyState>>,
-    pub(super) provider_key: Option<Arc<ProviderKeyState>>,
+    /// The try that is on its way, or was answered.
+    pub(super) attempt: Option<Attempt>,
     pub(super) metrics: Arc<ProviderMetrics>,
     /// The prices of when it came in.
     pub(super) prices: Arc<PriceTable>,
@@ -96,32 +99,6 @@ struct Closed {
 fn note_output(key: &KeyState, entry: &Entry) {
     if let (Some(model), Some(output)) = (&entry.model_requested, entry.tokens.output) {
         key.outputs.note(model, output);
-    }
-}
-
-/// What a provider key went through, for choosing among keys.
-fn note_health(key: &ProviderKeyState, entry: &Entry) {
-    key.stats.in_flight.fetch_sub(1, Ordering::Relaxed);
-    if key.environment {
-        key.stats.used.touch(entry.time_ms);
-    }
-    match entry.outcome {
-        Outcome::Ok => key.stats.failures.store(0, Ordering::Relaxed),
-        Outcome::UpstreamError => {
-            key.stats.failures.fetch_add(1, Ordering::Relaxed);
-        }
-        Outcome::AbortedByCrash | Outcome::AbortedByDrain | Outcome::ClientDisconnected | Outcome::Refused => {}
-    }
-}
-
-impl Open {
-    /// Counts the request on `key`, and no longer on the one before.
-    pub(super) fn pay_with(&mut self, key: &Arc<ProviderKeyState>) {
-        key.stats.in_flight.fetch_add(1, Ordering::Relaxed);
-        if let Some(before) = self.provider_key.replace(Arc::clone(key)) {
-            before.stats.in_flight.fetch_sub(1, Ordering::Relaxed);
-            before.stats.failures.fetch_add(1, Ordering::Relaxed);
-        }
     }
 }
 
@@ -160,6 +137,7 @@ impl Books {
         let thread = std::thread::Builder::new().name("sidekey-count".to_owned()).spawn(move || count(&waiting))?;
         let books = Self {
             clock: parts.clock.clone(),
+            store: parts.store.clone(),
             ledger: parts.store.ledger(),
             families,
             unpriced: Unpriced::new(parts.store.events().clone()),
@@ -358,8 +336,8 @@ impl Closed {
         if let (Outcome::Ok, Some(key)) = (open.entry.outcome, &open.key) {
             note_output(key, &open.entry);
         }
-        if let Some(provider_key) = &open.provider_key {
-            note_health(provider_key, &open.entry);
+        if let Some(attempt) = open.attempt.take() {
+            attempt.settle(&open.entry, self.end == End::UpstreamBroke, &open.books);
         }
         if open.entry.status == 0 {
             open.entry.status = CLIENT_CLOSED;
@@ -515,7 +493,7 @@ mod tests {
                 ),
                 place: books.ledger.place(),
                 key: None,
-                provider_key: None,
+                attempt: None,
                 metrics: Arc::new(books.families.provider("openai")),
                 prices: Arc::default(),
                 input_estimate: 3,

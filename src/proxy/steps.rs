@@ -12,7 +12,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::clock::Nanos;
 use crate::entry::{Entry, Outcome};
 use crate::id::{KeySource, is_name};
-use crate::limit::{Moment, RateHeaders};
+use crate::limit::{Consumption, Moment, RateHeaders};
 use crate::provider::{Asked, Call, Upstream, check_path};
 use crate::proxy::authenticate::{Caller, Door, authenticate};
 use crate::proxy::error::Error;
@@ -20,7 +20,7 @@ use crate::proxy::forward::{Outbound, Way, forward};
 use crate::proxy::hard_stop::HardStop;
 use crate::proxy::observe::{AnswerBody, InFlight};
 use crate::proxy::request::{self, Bounds, Taken};
-use crate::proxy::select::{self, Candidate};
+use crate::proxy::select::{self, Choice};
 use crate::proxy::settle::{Account, Open};
 use crate::proxy::{
     Arrival, Asking, Destination, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade,
@@ -58,7 +58,6 @@ struct Selected {
     taken: Taken,
     asked: Asked,
     caller: Caller,
-    candidates: Vec<Candidate>,
     input_estimate: u64,
     /// Time spent on the client's body, not on the request.
     waited: Nanos,
@@ -66,7 +65,11 @@ struct Selected {
 }
 
 /// Step 4: there is room for it; the trail's account holds its permit.
-struct Admitted(Box<Selected>);
+struct Admitted {
+    selected: Box<Selected>,
+    /// What it is thought to need.
+    need: Consumption,
+}
 
 impl Proxy {
     /// All of them. `trail` learns what a refusal needs.
@@ -135,7 +138,7 @@ impl Proxy {
             permit: None,
             place: self.books.ledger.place(),
             key: caller.key().cloned(),
-            provider_key: None,
+            attempt: None,
             metrics: Arc::clone(&lane.metrics),
             prices: Arc::clone(snapshot.prices()),
             input_estimate,
@@ -148,11 +151,9 @@ impl Proxy {
                 taken.ask_for_usage(&asked);
             }
         }
-        let candidates = select::select(&snapshot, &upstream, &caller, model)?;
         let upgrade = upgrade::take(&mut parts);
         headers::strip_request(&mut parts.headers);
-        let selected =
-            Selected { parts, lane, call, target, taken, asked, caller, candidates, input_estimate, waited, upgrade };
+        let selected = Selected { parts, lane, call, target, taken, asked, caller, input_estimate, waited, upgrade };
         Ok(Box::new(selected))
     }
 
@@ -175,7 +176,7 @@ impl Proxy {
         };
         let permit = admit::admit(&selected.caller, estimate, at)?;
         trail.account.hold(permit, place);
-        Ok(Admitted(selected))
+        Ok(Admitted { selected, need: estimate })
     }
 
     /// The upstream and the target of a request.
@@ -213,19 +214,19 @@ impl Proxy {
         admitted: Admitted,
         trail: &mut Trail,
     ) -> Result<Response<AnswerBody>, Error> {
-        let Admitted(selected) = admitted;
-        let Selected { parts, lane, call, target, taken, asked, candidates, waited, upgrade, .. } = *selected;
+        let Admitted { selected, need } = admitted;
+        let Selected { parts, lane, call, target, taken, asked, caller, waited, upgrade, .. } = *selected;
         let is_stream = call.is_stream(&asked);
-        drop(asked);
+        let seed = arrival.id.random_bits();
+        let choice = Box::new(Choice::new(Arc::clone(&lane.upstream), &caller, call.model(&asked), need, seed));
+        drop((asked, caller));
         let mut outbound = Box::new(Outbound::new(parts, target, &lane.upstream, taken));
         if upgrade.is_some() {
             upgrade::ask(&mut outbound.headers);
         }
         let way = Way { upstream: &lane.upstream, pool: &lane.pool, call: &call, upgrade: upgrade.is_some() };
-        let response = forward(way, outbound, candidates, |candidate, attempts| {
-            self.attempted(&mut trail.account, candidate, attempts, arrival.started.saturating_add(waited))
-        })
-        .await?;
+        let ready = arrival.started.saturating_add(waited);
+        let response = forward(way, outbound, choice, &self.books, &mut trail.account, ready).await?;
         let (mut head, received) = response.into_parts();
         let observer = Observer::new(call.wire, is_stream, head.status.as_u16(), &head.headers);
         self.answered(arrival, &mut trail.account, &mut head);
@@ -241,32 +242,6 @@ impl Proxy {
         };
         upgrade::join(client, upstream, upgrade::Session::new(observer, account, in_flight), self.drain.watch());
         Ok(Response::from_parts(head, AnswerBody::Own(None)))
-    }
-
-    /// Notes which key the request is sent with now.
-    fn attempted(
-        &self,
-        account: &mut Account,
-        candidate: &Candidate,
-        attempts: u32,
-        ready: Nanos,
-    ) -> Result<(), Error> {
-        let Some(open) = account.open() else { return Ok(()) };
-        if let Candidate::Key { state, source, .. } = candidate {
-            open.entry.key_source = Some(*source);
-            open.entry.provider_key = state.stored_id();
-        }
-        open.note()?;
-        open.entry.attempts = attempts;
-        if attempts == 1 {
-            open.entry.overhead_ns = self.parts.clock.now().saturating_sub(ready);
-        } else {
-            open.metrics.failovers.inc();
-        }
-        if let Candidate::Key { state, .. } = candidate {
-            open.pay_with(state);
-        }
-        Ok(())
     }
 
     /// Notes the answer's head, and makes it the client's.

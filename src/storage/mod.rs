@@ -17,6 +17,7 @@
 //! | `vault`, `master` | sealed envelopes, and the master key they hang on |
 //! | `load`, `recover`, `lock`, `backup` | opening, damage, one owner, files to keep |
 //! | `records`, `named`, `ca`, `snapshot` | changes of keys and of named records, and the view of them |
+//! | `provider_keys` | provider keys and pools in use |
 //! | `scopes` | keys, users, teams and plans in use, and what limits they are held to |
 //! | `ledger`, `reservations`, `journal`, `tail`, `block`, `counters`, `query`, `rollup`, `usage` | entries: in, safe, packed, summed, out |
 //! | `reference` | secrets that lie elsewhere |
@@ -31,6 +32,7 @@ mod checksum;
 mod counters;
 mod engine;
 mod error;
+mod gauge;
 mod journal;
 mod key_metrics;
 mod ledger;
@@ -38,6 +40,7 @@ mod load;
 mod lock;
 mod master;
 mod named;
+mod provider_keys;
 mod query;
 mod records;
 mod recover;
@@ -64,14 +67,14 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::clock::{Clock, Nanos};
+use crate::clock::{Clock, Nanos, rfc3339};
 use crate::entry::Entry;
-use crate::event::Events;
+use crate::event::{self, Events, Severity};
 use crate::id::{KeyId, RequestId, ScopeId};
 use crate::limit::{Moment, Watch};
 use crate::metrics::Metrics;
 use crate::pricing::PriceTable;
-use crate::provider_key::{self, ProviderKey};
+use crate::provider_key::{Change, ProviderKey, Status};
 use crate::secret::Secret;
 use crate::virtual_key::VirtualKey;
 
@@ -94,10 +97,11 @@ pub use error::{QueueFull, RecordId, StoreError};
 pub use ledger::{Commit, EntryPlace, Ledger};
 pub use master::{MasterKey, MasterKeyError, MasterKeyInputs, MasterKeySource};
 pub use named::{Kind, Named, NamedState};
+pub use provider_keys::{EnvironmentKey, PoolState, ProviderKeyState, ProviderKeyStats, Tiers};
 pub use query::{Cursor, LedgerFilter, Page};
 pub use reference::{ReferenceError, References};
 pub use scopes::{KeyState, ModelList, ScopeState, scopes_of};
-pub use snapshot::{EnvironmentKey, KeyStats, ProviderKeyState, ProviderKeyStats, Snapshot};
+pub use snapshot::{KeyStats, Snapshot};
 pub use usage::{BadDimension, Dimension, UsageGroup, UsageReport, UsageTotals};
 pub use vault::{Place, Vault, VaultError};
 
@@ -231,6 +235,7 @@ impl Store {
         let shared = Shared::new(snapshot, clock, &metrics, section.queue_capacity, commands, entries, reservations);
         let shared = Arc::new(shared);
         metrics.register(KeyMetrics::new(Arc::downgrade(&shared)));
+        gauge::register(&shared, &metrics);
         shared.metrics.aborted.inc_by(aborted.len() as u64);
         shared.note_health(|health| health.recovered = opened.recovered.clone());
         let writer = Writer::new(Parts {
@@ -395,13 +400,28 @@ impl Store {
         self.change(Request::DeleteNamed(T::KIND, Arc::from(name), expected)).await.map(drop)
     }
 
-    /// Notes what the request path learned of a stored provider key; never waits, and a failure is only logged.
-    /// `reason` is shown to operators: it must be redacted.
-    pub fn mark_provider_key(&self, id: KeyId, status: provider_key::Status, reason: Option<String>) {
+    /// Tells and keeps what became of a provider key, as its health has it already; never waits, and a failure is only
+    /// logged. A key of the environment has nothing to be kept in.
+    pub fn note_provider_key(&self, key: &ProviderKeyState, change: Change) {
+        let record = &key.record;
+        let Change { standing, before, fresh, kept } = change;
+        if fresh {
+            let (kind, severity) = told(standing.status);
+            let why = standing.last_error.as_deref().map_or_else(String::new, |why| format!(": {why}"));
+            let until = standing.until_ms.map_or_else(String::new, |until| format!(", until {}", rfc3339(until)));
+            let (provider, name) = (&record.provider, &record.name);
+            let message =
+                format!("{provider}/{name} is {}, was {}{why}{until}", standing.status.as_str(), before.as_str());
+            self.events().emit(kind, severity, format!("provider key {}", record.id), message);
+        }
+        if !kept || key.environment {
+            return;
+        }
         let (reply, _not_awaited) = oneshot::channel();
-        let request = Request::MarkProviderKey(id, status, reason);
+        let status = standing.status.as_str();
+        let request = Request::MarkProviderKey(record.id, standing);
         if let Err(error) = self.shared.command(Command::Change(Box::new(request), reply)) {
-            tracing::error!(%id, status = status.as_str(), %error, "a provider key's status was not noted");
+            tracing::error!(id = %record.id, status, %error, "a provider key's status was not noted");
         }
     }
 
@@ -444,6 +464,17 @@ impl Store {
             Stored::ProviderKey(state) => Ok(state),
             Stored::Named(_) | Stored::Nothing | Stored::VirtualKey(_) => Err(StoreError::Closed),
         }
+    }
+}
+
+/// How a provider key's new status is told.
+fn told(status: Status) -> (event::Kind, Severity) {
+    match status {
+        Status::Active => (event::Kind::ProviderKeyActive, Severity::Info),
+        Status::Cooling => (event::Kind::ProviderKeyCooling, Severity::Info),
+        Status::Disabled => (event::Kind::ProviderKeyDisabled, Severity::Info),
+        Status::Error => (event::Kind::ProviderKeyError, Severity::Error),
+        Status::Exhausted => (event::Kind::ProviderKeyExhausted, Severity::Error),
     }
 }
 
@@ -556,6 +587,10 @@ fn first_snapshot(
     let at = Moment::of(clock);
     for key in environment_keys {
         snapshot.put_provider_key(Arc::new(ProviderKeyState::of_environment(key, at.wall_ms)));
+    }
+    snapshot.index();
+    for state in snapshot.all_provider_keys() {
+        state.stats.health.resume(&state.record, at.now, at.wall_ms);
     }
     // What a user has spent outlives their keys, whose policy is not in force yet.
     loaded.saved.keys().for_each(|id| snapshot.scopes.need_if_shared(id));

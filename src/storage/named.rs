@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::owner::OwnerPolicy;
 use crate::plan::Plan;
+use crate::pool::Pool;
 use crate::pricing::PriceRecord;
 
 use super::StoreError;
@@ -29,6 +30,8 @@ pub enum Kind {
     Owner,
     /// [`Plan`]s.
     Plan,
+    /// [`Pool`]s.
+    Pool,
     /// [`PriceRecord`]s.
     Price,
 }
@@ -66,6 +69,14 @@ impl Named for PriceRecord {
     }
 }
 
+impl Named for Pool {
+    const KIND: Kind = Kind::Pool;
+
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.name)
+    }
+}
+
 impl Kind {
     /// The word for one of them.
     #[must_use]
@@ -74,6 +85,7 @@ impl Kind {
             Self::Ca => "ca",
             Self::Owner => "owner",
             Self::Plan => "plan",
+            Self::Pool => "pool",
             Self::Price => "price",
         }
     }
@@ -83,6 +95,7 @@ impl Kind {
             Self::Ca => b'c',
             Self::Owner => b'o',
             Self::Plan => b'p',
+            Self::Pool => b'l',
             Self::Price => b'$',
         }
     }
@@ -90,6 +103,7 @@ impl Kind {
     fn of_letter(letter: u8) -> Option<Self> {
         match letter {
             b'c' => Some(Self::Ca),
+            b'l' => Some(Self::Pool),
             b'o' => Some(Self::Owner),
             b'p' => Some(Self::Plan),
             b'$' => Some(Self::Price),
@@ -103,6 +117,7 @@ impl Kind {
             Self::Ca => decode::<CaRecord>(json),
             Self::Owner => decode::<OwnerPolicy>(json),
             Self::Plan => decode::<Plan>(json),
+            Self::Pool => decode::<Pool>(json),
             Self::Price => decode::<PriceRecord>(json),
         }
     }

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::id::{KeyId, Owner, ScopeId};
 use crate::plan::Plan;
-use crate::provider_key::{self, Origin, ProviderKey};
+use crate::provider_key::{Origin, ProviderKey, Standing, Status};
 use crate::secret::Secret;
 use crate::virtual_key::VirtualKey;
 
@@ -21,8 +21,9 @@ use super::checksum::Checksum;
 use super::engine::{Change, Engine, MAX_VALUE, Tree};
 use super::load::Manifest;
 use super::named::{Kind, NamedState, Record};
+use super::provider_keys::ProviderKeyState;
 use super::scopes::KeyState;
-use super::snapshot::{ProviderKeyState, Snapshot};
+use super::snapshot::Snapshot;
 use super::vault::{Place, Vault, VaultError};
 use super::{RecordId, StoreError};
 
@@ -37,7 +38,7 @@ pub(super) enum Request {
     DeleteNamed(Kind, Arc<str>, Option<u64>),
     DeleteProviderKey(KeyId, Option<u64>),
     DeleteVirtualKey(KeyId, Option<u64>),
-    MarkProviderKey(KeyId, provider_key::Status, Option<String>),
+    MarkProviderKey(KeyId, Standing),
     PutNamed(Record, Option<u64>),
     UpdateProviderKey(ProviderKey, u64, Option<Secret>),
     UpdateVirtualKey(VirtualKey, u64),
@@ -91,14 +92,7 @@ impl<'a> Edit<'a> {
                 self.gone.push(id);
                 Ok(Stored::Nothing)
             }
-            Request::MarkProviderKey(id, status, last_error) => {
-                let record = self.stored_provider_key(id)?.record.clone();
-                let version = record.version;
-                if record.status == status && record.last_error == last_error {
-                    return Ok(Stored::Nothing);
-                }
-                self.update_provider_key(ProviderKey { status, last_error, ..record }, version, None)
-            }
+            Request::MarkProviderKey(id, standing) => self.mark_provider_key(id, standing),
             Request::PutNamed(record, expected) => self.put_named(record, expected),
             Request::UpdateProviderKey(record, expected, secret) => self.update_provider_key(record, expected, secret),
             Request::UpdateVirtualKey(record, expected) => {
@@ -142,13 +136,17 @@ impl<'a> Edit<'a> {
 
     fn update_provider_key(
         &mut self,
-        record: ProviderKey,
+        mut record: ProviderKey,
         expected: u64,
         secret: Option<Secret>,
     ) -> Result<Stored, StoreError> {
         let id = record.id;
         let state = self.stored_provider_key(id)?;
         check_version(id, state.record.version, Some(expected))?;
+        // What became of the key since the record was read is not undone by a change of its name.
+        if state.record.standing.since_ms > record.standing.since_ms {
+            record.standing = state.record.standing.clone();
+        }
         // Only what was sealed is sealed again: a value that a reference resolved to is not ours to keep.
         let kept = || if state.record.origin == Origin::Sealed { state.secret.load_full() } else { None };
         let secret = secret.or_else(|| kept().map(|secret| (*secret).clone()));
@@ -186,6 +184,23 @@ impl<'a> Edit<'a> {
         let before = self.snapshot.provider_key(id).cloned();
         let watch = &self.snapshot.scopes.watch;
         let state = Arc::new(ProviderKeyState::stored(record, secret, before.as_deref(), watch));
+        self.snapshot.put_provider_key(state.clone());
+        Ok(Stored::ProviderKey(state))
+    }
+
+    /// Writes down what became of a key. It is not a change of what an operator said: the version stays, and with it
+    /// the sealed secret.
+    fn mark_provider_key(&mut self, id: KeyId, standing: Standing) -> Result<Stored, StoreError> {
+        let before = self.stored_provider_key(id)?;
+        // Switched off by hand stays switched off.
+        if before.record.standing.status == Status::Disabled || before.record.standing == standing {
+            return Ok(Stored::Nothing);
+        }
+        let record = ProviderKey { standing, ..before.record.clone() };
+        let value = record_row(self.vault, Tree::ProviderKeys, id, record.version, &record)?;
+        self.put_row(Tree::ProviderKeys, id.as_bytes(), value)?;
+        let watch = &self.snapshot.scopes.watch;
+        let state = Arc::new(ProviderKeyState::stored(record, None, Some(&before), watch));
         self.snapshot.put_provider_key(state.clone());
         Ok(Stored::ProviderKey(state))
     }
@@ -246,6 +261,8 @@ impl<'a> Edit<'a> {
         let scope = match kind {
             Kind::Ca => return,
             Kind::Plan => ScopeId::Plan(name.clone()),
+            // The index of pools is made anew with each snapshot.
+            Kind::Pool => return,
             Kind::Price => {
                 self.repriced = true;
                 return;

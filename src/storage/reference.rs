@@ -26,8 +26,8 @@ use crate::id::KeyId;
 use crate::provider_key::Origin;
 use crate::secret::Secret;
 
+use super::provider_keys::ProviderKeyState;
 use super::shared::Handle;
-use super::snapshot::ProviderKeyState;
 
 const TICK: Duration = Duration::from_secs(1);
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);

@@ -4,31 +4,28 @@
 //! replacing it to the writer, and deciding by it to `proxy`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
-use crate::id::{KeyId, Owner, ScopeId};
-use crate::limit::{Scope, Watch};
-use crate::policy::Policy;
+use crate::id::KeyId;
+use crate::pool::Pool;
 use crate::pricing::{PriceRecord, PriceTable};
-use crate::provider_key::{Origin, ProviderKey, Status};
-use crate::secret::Secret;
 use crate::virtual_key::DigestKey;
 
 use super::named::{Kind, Named, NamedState};
+use super::provider_keys::{PoolState, ProviderKeyState, Tiers};
 use super::scopes::{KeyState, Scopes};
 
 /// Everything the request path needs, as of one moment. Never changed in place, but for the atomics in it.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub(super) virtual_keys: HashMap<KeyId, Arc<KeyState>>,
-    provider_keys: HashMap<String, Vec<Arc<ProviderKeyState>>>,
-    provider_keys_by_id: HashMap<KeyId, Arc<ProviderKeyState>>,
+    provider_keys: HashMap<KeyId, Arc<ProviderKeyState>>,
+    tiers: HashMap<String, Tiers>,
+    pools: HashMap<String, PoolState>,
     pub(super) named: BTreeMap<(Kind, Arc<str>), NamedState>,
     pub(super) scopes: Scopes,
     prices: Arc<PriceTable>,
@@ -41,7 +38,8 @@ impl Snapshot {
         Self {
             virtual_keys: HashMap::new(),
             provider_keys: HashMap::new(),
-            provider_keys_by_id: HashMap::new(),
+            tiers: HashMap::new(),
+            pools: HashMap::new(),
             named: BTreeMap::new(),
             scopes,
             prices: Arc::default(),
@@ -61,21 +59,33 @@ impl Snapshot {
         self.virtual_keys.values()
     }
 
-    /// The keys of a provider: stored ones by priority, then age, then those of the environment.
+    /// The keys of a provider, by tier and order within it.
     #[must_use]
     pub fn provider_keys(&self, provider: &str) -> &[Arc<ProviderKeyState>] {
-        self.provider_keys.get(provider).map_or(&[], Vec::as_slice)
+        self.tiers.get(provider).map_or(&[], Tiers::all)
+    }
+
+    /// The same, by whom they serve.
+    #[must_use]
+    pub fn tiers(&self, provider: &str) -> Option<&Tiers> {
+        self.tiers.get(provider)
+    }
+
+    /// The pool of this name.
+    #[must_use]
+    pub fn pool(&self, name: &str) -> Option<&PoolState> {
+        self.pools.get(name)
     }
 
     /// All provider keys of all providers, in no order.
     pub fn all_provider_keys(&self) -> impl Iterator<Item = &Arc<ProviderKeyState>> {
-        self.provider_keys_by_id.values()
+        self.provider_keys.values()
     }
 
     /// The provider key of this id, also one of the environment.
     #[must_use]
     pub fn provider_key(&self, id: KeyId) -> Option<&Arc<ProviderKeyState>> {
-        self.provider_keys_by_id.get(&id)
+        self.provider_keys.get(&id)
     }
 
     /// The record of this name, and its version.
@@ -116,22 +126,24 @@ impl Snapshot {
         self.generation
     }
 
+    /// Puts a key in, or in the place of the one of its id; [`Snapshot::index`] is to follow.
     pub(super) fn put_provider_key(&mut self, state: Arc<ProviderKeyState>) {
-        self.remove_provider_key(state.record.id);
-        self.provider_keys_by_id.insert(state.record.id, state.clone());
-        let keys = self.provider_keys.entry(state.record.provider.clone()).or_default();
-        let at = keys.partition_point(|other| other.order() < state.order());
-        keys.insert(at, state);
+        self.provider_keys.insert(state.record.id, state);
     }
 
+    /// Takes a key out; [`Snapshot::index`] is to follow.
     pub(super) fn remove_provider_key(&mut self, id: KeyId) {
-        let Some(state) = self.provider_keys_by_id.remove(&id) else { return };
-        if let Some(keys) = self.provider_keys.get_mut(&state.record.provider) {
-            keys.retain(|other| other.record.id != id);
-            if keys.is_empty() {
-                self.provider_keys.remove(&state.record.provider);
-            }
-        }
+        self.provider_keys.remove(&id);
+    }
+
+    /// Orders the provider keys as choosing reads them.
+    pub(super) fn index(&mut self) {
+        self.tiers = Tiers::of(self.provider_keys.values());
+        let pools = self.all_named::<Pool>().map(|(pool, _)| {
+            let members = pool.keys.iter().filter_map(|id| self.provider_keys.get(id));
+            (pool.name.clone(), PoolState::new(Arc::clone(&pool), members))
+        });
+        self.pools = pools.collect();
     }
 }
 
@@ -186,110 +198,4 @@ impl KeyStats {
         self.total_tokens.store(saved.tokens, Ordering::Relaxed);
         self.spent_nano_usd.store(saved.spent_nano_usd, Ordering::Relaxed);
     }
-}
-
-/// A provider key in use.
-pub struct ProviderKeyState {
-    /// Its record. One of the environment has an id too, the same at every start, but no row in the store.
-    pub record: ProviderKey,
-    /// The key itself; `None` while a reference has not been resolved, or its value is too old. The same cell before
-    /// and after a change of the record that leaves the origin as it was.
-    pub secret: Arc<ArcSwapOption<Secret>>,
-    /// Its own rates, amounts and open requests; the same object before and after a change of the record.
-    pub scope: Arc<Scope>,
-    /// What it went through; the same object before and after a change of the record.
-    pub stats: Arc<ProviderKeyStats>,
-    /// True when it comes from an environment variable, not from the store.
-    pub environment: bool,
-}
-
-impl fmt::Debug for ProviderKeyState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { record, secret, scope, stats, environment } = self;
-        f.debug_struct("ProviderKeyState")
-            .field("record", record)
-            .field("resolved", &secret.load().is_some())
-            .field("scope", scope)
-            .field("stats", stats)
-            .field("environment", environment)
-            .finish()
-    }
-}
-
-/// What a provider key went through since the start; only `used` is kept over restarts.
-#[derive(Debug, Default)]
-pub struct ProviderKeyStats {
-    /// What it paid for.
-    pub used: KeyStats,
-    /// Refusals and faults since its last success; `proxy` counts and clears.
-    pub failures: AtomicU64,
-    /// Open requests; `proxy` counts.
-    pub in_flight: AtomicU64,
-    /// Wall time, milliseconds, until which it rests after a 429; `proxy` sets.
-    pub cooling_until_ms: AtomicU64,
-}
-
-impl ProviderKeyState {
-    /// The id entries name it by; `None` for a key of the environment.
-    #[must_use]
-    pub fn stored_id(&self) -> Option<KeyId> {
-        (!self.environment).then_some(self.record.id)
-    }
-
-    /// A stored key; `secret` is what its envelope held, `before` what it replaces.
-    pub(super) fn stored(record: ProviderKey, secret: Option<Secret>, before: Option<&Self>, watch: &Watch) -> Self {
-        let kept = before.filter(|before| before.record.origin == record.origin);
-        let cell = match secret {
-            // A cell of its own: the commit that brings this secret can still fail.
-            Some(secret) => Arc::new(ArcSwapOption::from_pointee(secret)),
-            None => kept.map(|before| before.secret.clone()).unwrap_or_default(),
-        };
-        let stats = before.map(|before| before.stats.clone()).unwrap_or_default();
-        let made = || Arc::new(Scope::new(ScopeId::ProviderKey(record.id), &record.policy, watch.clone()));
-        let scope = before.map_or_else(made, |before| before.scope.clone());
-        Self { record, secret: cell, scope, stats, environment: false }
-    }
-
-    /// A system key from the environment. Its id is made of provider and variable, so that it is the same at every
-    /// start.
-    pub(super) fn of_environment(key: EnvironmentKey, now_ms: u64) -> Self {
-        let named = format!("{}\0{}", key.provider, key.variable);
-        let hash = blake3::derive_key("sidekey v1 environment key id", named.as_bytes());
-        let mut id = [0; 8];
-        id.copy_from_slice(&hash[..8]);
-        let record = ProviderKey {
-            id: KeyId::from_bytes(id),
-            provider: key.provider,
-            name: key.variable.clone(),
-            owner: Owner::System,
-            status: Status::Active,
-            origin: Origin::Env { name: key.variable },
-            masked: key.secret.masked(),
-            bound_to: String::new(),
-            models: Vec::new(),
-            priority: u32::MAX,
-            policy: Policy::default(),
-            created_ms: now_ms,
-            last_error: None,
-            version: 0,
-        };
-        let secret = Arc::new(ArcSwapOption::from_pointee(key.secret));
-        let scope = Arc::new(Scope::new(ScopeId::ProviderKey(record.id), &record.policy, Watch::default()));
-        Self { record, secret, scope, stats: Arc::default(), environment: true }
-    }
-
-    fn order(&self) -> (bool, u32, u64, KeyId) {
-        (self.environment, self.record.priority, self.record.created_ms, self.record.id)
-    }
-}
-
-/// A system key that the environment brings: `OPENAI_API_KEY` and the like.
-#[derive(Clone, Debug)]
-pub struct EnvironmentKey {
-    /// The provider's id.
-    pub provider: String,
-    /// The variable's name.
-    pub variable: String,
-    /// Its value.
-    pub secret: Secret,
 }

@@ -17,7 +17,7 @@ use crate::limit::{Consumption, Permit};
 use crate::plan::Plan;
 use crate::policy::{Limits, Policy, Quota};
 use crate::pricing::{Layer, Overlay, Price, PriceRecord};
-use crate::provider_key::Origin;
+use crate::provider_key::{Change, Origin, Standing, Status};
 use crate::unit::{TokensSource, Usage};
 use crate::virtual_key::DigestKey;
 
@@ -63,6 +63,8 @@ fn virtual_key(n: u64) -> VirtualKey {
         sources: vec![],
         plan: None,
         policy: Policy { limits: Limits { rpm: Some(60), tpm: Some(1000), ..Limits::default() }, ..Policy::default() },
+        pool: None,
+        fallback: crate::virtual_key::Fallback::System,
         stream_usage: None,
         ephemeral: false,
         metadata: BTreeMap::new(),
@@ -85,15 +87,15 @@ fn provider_key(n: u64, origin: Origin) -> ProviderKey {
         provider: "openai".into(),
         name: format!("main {n}"),
         owner: Owner::System,
-        status: provider_key::Status::Active,
+        standing: Standing::default(),
         origin,
         masked: String::new(),
         bound_to: "https://api.openai.com:443".into(),
         models: vec![],
         priority: 0,
         policy: Policy::default(),
+        weight: 1,
         created_ms: START_MS,
-        last_error: None,
         version: 0,
     }
 }
@@ -117,7 +119,10 @@ async fn records_survive_a_restart() {
     store.create_provider_key(provider_key(3, Origin::Env { name: "X".into() }), None).await.unwrap();
     let renamed = VirtualKey { name: "other".into(), ..made.record.clone() };
     store.update_virtual_key(renamed, 1).await.unwrap();
-    store.mark_provider_key(id(2), provider_key::Status::Error, Some("401".into()));
+    let refused = Standing { status: Status::Error, last_error: Some("401".into()), ..Standing::default() };
+    let key = store.snapshot().provider_key(id(2)).cloned().unwrap();
+    let change = Change { standing: refused.clone(), before: Status::Active, fresh: true, kept: true };
+    store.note_provider_key(&key, change);
     store.delete_provider_key(id(3), Some(1)).await.unwrap();
     let (digest_key, generation) = (*store.snapshot().digest_key().expose(), store.snapshot().generation());
     drop(store);
@@ -130,7 +135,12 @@ async fn records_survive_a_restart() {
     assert_eq!((key.name.as_str(), key.version), ("other", 2));
     let keys = snapshot.provider_keys("openai");
     assert_eq!(keys.len(), 1);
-    assert_eq!((keys[0].record.status, keys[0].record.version), (provider_key::Status::Error, 2));
+    assert_eq!(
+        (&keys[0].record.standing, keys[0].record.version),
+        (&refused, 1),
+        "noted, and no change of an operator's"
+    );
+    assert!(!keys[0].stats.health.is_usable(u64::MAX - 1), "in force from the start");
     assert_eq!(secret_of(&store, 2).as_deref(), Some(CANARY), "sealed anew under each version");
     assert_eq!(store.health().recovered, None);
 }
@@ -865,7 +875,7 @@ fn summed(entries: &[Entry], filter: &LedgerFilter, by: Dimension) -> BTreeMap<O
             continue;
         }
         let value = match by {
-            Dimension::Day => Some(crate::clock::rfc3339(entry.time_ms)[..10].to_owned()),
+            Dimension::Day => Some(rfc3339(entry.time_ms)[..10].to_owned()),
             Dimension::Endpoint => Some(entry.endpoint.to_string()),
             Dimension::Group => text(&entry.group),
             Dimension::Key => entry.virtual_key.map(|id| id.to_string()),

@@ -110,6 +110,13 @@ async fn a_busy_key_is_told_rather_than_a_refused_one() {
     provider.push(Message::json(401, "{}"));
     let answer = sidekey.send(&Request::post(CHAT, BODY).bearer(&key)).await;
     assert_eq!((answer.status, answer.header("retry-after"), provider.count()), (429, Some("7"), 2));
+    let answer = sidekey.send(&Request::post(CHAT, BODY).bearer(&key)).await;
+    assert_eq!((answer.status, answer.code().as_str(), provider.count()), (503, "no_provider_key", 2));
+    let wait: u64 = answer.header("retry-after").expect("one is only cooling").parse().unwrap();
+    assert!((5..=9).contains(&wait), "{wait}");
+    for name in ["main", "second"] {
+        sidekey.ok(&["provider-key", "enable", name]).await;
+    }
     provider.push(Message::json(401, "{}"));
     let answer = sidekey.send(&Request::post(CHAT, BODY).bearer(&key)).await;
     assert_eq!((answer.status, answer.text().as_str(), provider.count()), (200, ANSWER, 4), "the next key serves it");

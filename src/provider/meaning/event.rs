@@ -24,13 +24,7 @@ pub enum FirstEvent {
 
 /// Looks at the beginning of an event stream, decoded. `ended` says that no more will come.
 #[must_use]
-pub fn first_event(
-    upstream: &Upstream,
-    headers: &HeaderMap,
-    seen: &[u8],
-    ended: bool,
-    wall_ms: u64,
-) -> FirstEvent {
+pub fn first_event(upstream: &Upstream, headers: &HeaderMap, seen: &[u8], ended: bool, wall_ms: u64) -> FirstEvent {
     for data in events(seen, ended) {
         let Ok(value) = serde_json::from_slice::<Value>(&data) else { return FirstEvent::Answer };
         let error = [&value["error"], &value["response"]["error"]].into_iter().find(|error| !error.is_null());

@@ -167,7 +167,8 @@ mod tests {
 
     #[test]
     fn dates_in_messages() {
-        let date = "You have reached your specified API usage limits. You will regain access on 2023-11-16 at 00:00 UTC.";
+        let date =
+            "You have reached your specified API usage limits. You will regain access on 2023-11-16 at 00:00 UTC.";
         assert_eq!(access_date(date), Some(NOON + 12 * 3_600_000));
         assert_eq!(access_date("regain access on Monday at noon UTC"), None);
     }

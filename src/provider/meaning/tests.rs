@@ -41,7 +41,7 @@ fn every_dialects_refusals() {
     for dialect in dialects() {
         for case in cases(dialect.name()) {
             let name = format!("{}: {}", dialect.name(), case["name"]);
-            let provider = case["provider"].as_str().unwrap_or(dialect.name());
+            let provider = case["provider"].as_str().unwrap_or_else(|| dialect.name());
             let upstream = registry.by_id(provider).expect(&name);
             let status = StatusCode::from_u16(u16::try_from(case["status"].as_u64().unwrap()).unwrap()).unwrap();
             let text = if wants_text(dialect, status) { text(&case["body"]) } else { String::new() };

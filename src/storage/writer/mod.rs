@@ -319,7 +319,8 @@ impl Writer {
         self.due.recovery = Some(self.due.recovery.map_or(at, |due| due.min(at)));
     }
 
-    fn publish(&self, next: Snapshot) {
+    fn publish(&self, mut next: Snapshot) {
+        next.index();
         let wall_ms = self.shared.clock.wall_ms();
         let unknown = next.enforce(wall_ms);
         self.shared.snapshot.store(Arc::new(next));

@@ -9,7 +9,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -306,6 +307,37 @@ impl Sidekey {
     /// The metrics page.
     pub(crate) async fn metrics(&self) -> String {
         client::send(self.telemetry, &Request::get("/metrics")).await.text()
+    }
+
+    /// Asks the admin API for something that must be granted; its JSON.
+    pub(crate) async fn admin(&self, method: &str, path: &str, body: &Value) -> Value {
+        let (status, answer) = self.admin_as(method, path, "", body).await;
+        assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
+        answer
+    }
+
+    /// The same, with more lines of head, and whatever comes back.
+    pub(crate) async fn admin_as(&self, method: &str, path: &str, head: &str, body: &Value) -> (u16, Value) {
+        let mut socket = UnixStream::connect(self.data_dir().join("admin.sock")).await.expect("the daemon listens");
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n{head}\r\n{body}",
+            body.len()
+        );
+        socket.write_all(request.as_bytes()).await.expect("the daemon reads");
+        let mut answer = String::new();
+        let read = timeout(PATIENCE, socket.read_to_string(&mut answer)).await;
+        read.unwrap_or_else(|_| panic!("{method} {path}: no answer")).expect("text");
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        (status, serde_json::from_str(body).unwrap_or_default())
+    }
+
+    /// A provider key as it is shown.
+    pub(crate) async fn provider_key(&self, name: &str) -> Value {
+        let list = self.admin("GET", &format!("/api/provider-keys?name={name}"), &Value::Null).await;
+        list["provider_keys"][0].clone()
     }
 
     /// Sends one request to the proxy port.

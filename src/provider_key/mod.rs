@@ -1,12 +1,18 @@
 //! Provider keys: the real ones, their owner and status. The secret itself is sealed elsewhere.
 //!
-//! Owns the record; leaves sealing to `storage::vault`, resolving references to `storage::reference`, and choosing
-//! among keys to `proxy::select`.
+//! Owns the record, and what a key goes through while it is used ([`Health`]); leaves sealing to `storage::vault`,
+//! resolving references to `storage::reference`, and choosing among keys to `pool` and `proxy::select`.
+
+mod health;
+mod learned;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{KeyId, Owner};
 use crate::policy::Policy;
+
+pub use health::{Blow, Change, FORBIDDEN_MAX, Health, OPENS_AFTER, Standing};
+pub use learned::{Learned, Left, ModelTag, Room};
 
 /// Whether a provider key may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -15,20 +21,29 @@ pub enum Status {
     /// May be used.
     #[default]
     Active,
+    /// At rest for a while: it was used too often, or its provider had too many faults.
+    Cooling,
     /// Switched off by hand.
     Disabled,
     /// Refused by the provider, until tested or switched on by hand.
     Error,
+    /// Its money, or its tokens of the day, are gone, until its reset or until it is switched on by hand.
+    Exhausted,
 }
 
 impl Status {
+    /// Every one, for metrics.
+    pub const ALL: [Self; 5] = [Self::Active, Self::Cooling, Self::Disabled, Self::Error, Self::Exhausted];
+
     /// The word shown.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
+            Self::Cooling => "cooling",
             Self::Disabled => "disabled",
             Self::Error => "error",
+            Self::Exhausted => "exhausted",
         }
     }
 }
@@ -100,9 +115,9 @@ pub struct ProviderKey {
     pub name: String,
     /// Who pays with it.
     pub owner: Owner,
-    /// Usable or not.
-    #[serde(default)]
-    pub status: Status,
+    /// Usable or not, as last written down; what it is now is in its [`Health`].
+    #[serde(flatten)]
+    pub standing: Standing,
     /// Where the secret comes from.
     pub origin: Origin,
     /// What may be shown of the secret.
@@ -116,22 +131,37 @@ pub struct ProviderKey {
     /// Lower goes first within a tier.
     #[serde(default)]
     pub priority: u32,
+    /// Its share under the policy `weighted`.
+    #[serde(default = "one")]
+    pub weight: u32,
     /// What may be used of it.
     #[serde(flatten)]
     pub policy: Policy,
     /// Wall time of creation, milliseconds.
     pub created_ms: u64,
-    /// Why it is in `error`; redacted.
-    #[serde(default)]
-    pub last_error: Option<String>,
     /// Counts changes: the ETag, and part of what the sealed secret is bound to.
     #[serde(default)]
     pub version: u64,
 }
 
+fn one() -> u32 {
+    1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_of_before_are_read() {
+        let text = r#"{"id":"0101010101010101","provider":"openai","name":"main","owner":"system","status":"error",
+            "origin":{"kind":"sealed"},"masked":"sk-…","bound_to":"https://api.openai.com:443","created_ms":1,
+            "last_error":"401","version":3}"#;
+        let record: ProviderKey = serde_json::from_str(text).unwrap();
+        let standing = Standing { status: Status::Error, last_error: Some("401".to_owned()), ..Standing::default() };
+        assert_eq!((record.standing.clone(), record.weight, record.priority), (standing, 1, 0));
+        assert_eq!(serde_json::from_str::<ProviderKey>(&serde_json::to_string(&record).unwrap()).unwrap(), record);
+    }
 
     #[test]
     fn references() {

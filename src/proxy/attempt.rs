@@ -1,0 +1,101 @@
+//! One try with one provider key: what it holds of the key, and what the key is told of how it went.
+//!
+//! Owns the end of a try, however it comes about; leaves choosing the key to `select` and sending to `forward`.
+
+use std::sync::Arc;
+
+use crate::clock::Nanos;
+use crate::entry::Entry;
+use crate::id::KeySource;
+use crate::provider::{Action, Meaning};
+use crate::provider_key::{Blow, Change, ModelTag, Room};
+use crate::proxy::settle::Books;
+use crate::secret::Secret;
+use crate::storage::ProviderKeyState;
+
+/// A try with a key. Dropped, it gives back what it holds, and says nothing of the key.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) key: Arc<ProviderKeyState>,
+    pub(super) secret: Arc<Secret>,
+    pub(super) source: KeySource,
+    tag: ModelTag,
+    /// It alone shows whether the key's provider is well again.
+    probe: bool,
+}
+
+impl Attempt {
+    /// Counts a request in on a key that was chosen; `None` when somebody else's probe is out. `tokens` is what it is
+    /// thought to need.
+    pub(super) fn begin(
+        key: &Arc<ProviderKeyState>,
+        secret: Arc<Secret>,
+        now: Nanos,
+        tag: ModelTag,
+        tokens: u64,
+    ) -> Option<Self> {
+        let health = &key.stats.health;
+        let probe = health.enter(now)?;
+        health.learned.take(now, tag, tokens);
+        Some(Self { key: Arc::clone(key), secret, source: key.record.owner.source(), tag, probe })
+    }
+
+    /// Takes what the provider says is left of the key's limits.
+    pub(super) fn learn(&self, room: Room, now: Nanos) {
+        self.key.stats.health.learned.note(now, self.tag, room);
+    }
+
+    /// Tells the key what its provider's answer means: at once in memory, so that no later request chooses otherwise.
+    pub(super) fn judged(&self, meaning: &Meaning, books: &Books) {
+        let health = &self.key.stats.health;
+        let (now, wall_ms) = (books.clock.now(), books.clock.wall_ms());
+        let blow = match meaning.action {
+            Action::Cool => Blow::Cool,
+            Action::Exhausted => Blow::Exhausted,
+            Action::Forbidden => Blow::Forbidden,
+            Action::Overloaded => Blow::Fault,
+            Action::Refused => Blow::Refused,
+            Action::Elsewhere => return,
+            Action::ModelExhausted => {
+                let wait = meaning.wait.map_or(0, |wait| Nanos::try_from(wait.as_nanos()).unwrap_or(Nanos::MAX));
+                return health.learned.rest(self.tag, now.saturating_add(wait));
+            }
+            Action::Relay => return self.note(health.succeeded(now, wall_ms), books),
+        };
+        // A key that was rotated meanwhile is another one.
+        let same = self.key.secret.load().as_ref().is_some_and(|secret| Arc::ptr_eq(secret, &self.secret));
+        if same || !self.is_replaced(books) {
+            self.note(health.struck(blow, meaning.wait, &meaning.reason, now, wall_ms), books);
+        }
+    }
+
+    /// True when another secret stands where this one came from.
+    fn is_replaced(&self, books: &Books) -> bool {
+        let snapshot = books.store.snapshot();
+        let secret = snapshot.provider_key(self.key.record.id).and_then(|key| key.secret.load_full());
+        secret.is_none_or(|secret| secret != self.secret)
+    }
+
+    fn note(&self, change: Option<Change>, books: &Books) {
+        if let Some(change) = change {
+            books.store.note_provider_key(&self.key, change);
+        }
+    }
+
+    /// The end of the request that this try was the last of.
+    pub(super) fn settle(self, entry: &Entry, broke: bool, books: &Books) {
+        if broke {
+            // Its head was good, the rest was not.
+            self.judged(&Meaning::unreachable("the answer broke off"), books);
+        }
+        if self.key.environment && entry.status < 400 {
+            self.key.stats.used.touch(entry.time_ms);
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.key.stats.health.leave(self.probe);
+    }
+}

@@ -1,0 +1,328 @@
+//! Provider keys in use, and the order in which choosing reads them.
+//!
+//! Owns their run-time state and [`Tiers`]; leaves the snapshot they stand in to `storage::snapshot`, and choosing to
+//! `pool` and `proxy::select`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use wildmatch::WildMatch;
+
+use crate::clock::Nanos;
+use crate::id::{KeyId, Owner, ScopeId};
+use crate::limit::{Scope, Watch};
+use crate::policy::Policy;
+use crate::pool::Pool;
+use crate::provider_key::{Health, Origin, ProviderKey, Standing, Status};
+use crate::secret::Secret;
+
+use super::snapshot::KeyStats;
+
+/// A provider key in use.
+pub struct ProviderKeyState {
+    /// Its record. One of the environment has an id too, the same at every start, but no row in the store.
+    pub record: ProviderKey,
+    /// The key itself; `None` while a reference has not been resolved, or its value is too old. The same cell before
+    /// and after a change of the record that leaves the origin as it was.
+    pub secret: Arc<ArcSwapOption<Secret>>,
+    /// Its own rates, amounts and open requests; the same object before and after a change of the record.
+    pub scope: Arc<Scope>,
+    /// What it went through; the same object before and after a change of the record.
+    pub stats: Arc<ProviderKeyStats>,
+    /// True when it comes from an environment variable, not from the store.
+    pub environment: bool,
+    /// The record's models, ready to be matched.
+    models: Box<[WildMatch]>,
+}
+
+impl fmt::Debug for ProviderKeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { record, secret, scope, stats, environment, models: _ } = self;
+        f.debug_struct("ProviderKeyState")
+            .field("record", record)
+            .field("resolved", &secret.load().is_some())
+            .field("scope", scope)
+            .field("stats", stats)
+            .field("environment", environment)
+            .finish()
+    }
+}
+
+/// What a provider key went through.
+#[derive(Debug, Default)]
+pub struct ProviderKeyStats {
+    /// What it paid for.
+    pub used: KeyStats,
+    /// Whether it may be used.
+    pub health: Health,
+}
+
+impl ProviderKeyState {
+    fn new(
+        record: ProviderKey,
+        secret: Arc<ArcSwapOption<Secret>>,
+        scope: Arc<Scope>,
+        stats: Arc<ProviderKeyStats>,
+    ) -> Self {
+        let models = record.models.iter().map(|glob| WildMatch::new(glob)).collect();
+        Self { record, secret, scope, stats, environment: false, models }
+    }
+
+    /// A stored key; `secret` is what its envelope held, `before` what it replaces.
+    pub(super) fn stored(record: ProviderKey, secret: Option<Secret>, before: Option<&Self>, watch: &Watch) -> Self {
+        let kept = before.filter(|before| before.record.origin == record.origin);
+        let cell = match secret {
+            // A cell of its own: the commit that brings this secret can still fail.
+            Some(secret) => Arc::new(ArcSwapOption::from_pointee(secret)),
+            None => kept.map(|before| before.secret.clone()).unwrap_or_default(),
+        };
+        let made = || Arc::new(Scope::new(ScopeId::ProviderKey(record.id), &record.policy, watch.clone()));
+        let scope = before.map_or_else(made, |before| before.scope.clone());
+        Self::new(record, cell, scope, before.map(|before| before.stats.clone()).unwrap_or_default())
+    }
+
+    /// A system key from the environment. Its id is made of provider and variable, so that it is the same at every
+    /// start.
+    pub(super) fn of_environment(key: EnvironmentKey, now_ms: u64) -> Self {
+        let named = format!("{}\0{}", key.provider, key.variable);
+        let hash = blake3::derive_key("sidekey v1 environment key id", named.as_bytes());
+        let mut id = [0; 8];
+        id.copy_from_slice(&hash[..8]);
+        let record = ProviderKey {
+            id: KeyId::from_bytes(id),
+            provider: key.provider,
+            name: key.variable.clone(),
+            owner: Owner::System,
+            standing: Standing::default(),
+            origin: Origin::Env { name: key.variable },
+            masked: key.secret.masked(),
+            bound_to: String::new(),
+            models: Vec::new(),
+            priority: 0,
+            weight: 1,
+            policy: Policy::default(),
+            created_ms: now_ms,
+            version: 0,
+        };
+        let secret = Arc::new(ArcSwapOption::from_pointee(key.secret));
+        let scope = Arc::new(Scope::new(ScopeId::ProviderKey(record.id), &record.policy, Watch::default()));
+        Self { environment: true, ..Self::new(record, secret, scope, Arc::default()) }
+    }
+
+    /// The id entries name it by; `None` for a key of the environment.
+    #[must_use]
+    pub fn stored_id(&self) -> Option<KeyId> {
+        (!self.environment).then_some(self.record.id)
+    }
+
+    /// Whether it may be used, why not, and until when.
+    #[must_use]
+    pub fn standing(&self, now: Nanos) -> Standing {
+        match self.record.standing.status {
+            Status::Disabled => self.record.standing.clone(),
+            _ => self.stats.health.standing(now),
+        }
+    }
+
+    /// True when it is switched on. Whether it rests is for its [`Health`] to say.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.record.standing.status != Status::Disabled
+    }
+
+    /// True when it may pay for this model; a call without one is anybody's.
+    #[must_use]
+    pub fn pays_for(&self, model: Option<&str>) -> bool {
+        self.models.is_empty() || model.is_none_or(|model| self.models.iter().any(|glob| glob.matches(model)))
+    }
+
+    fn tier(&self) -> Tier<'_> {
+        match &self.record.owner {
+            _ if self.environment => Tier::Environment,
+            Owner::System => Tier::System,
+            Owner::Team(id) => Tier::Team(id),
+            Owner::User(id) => Tier::User(id),
+        }
+    }
+}
+
+/// Whom a key serves, in the order in which keys are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tier<'a> {
+    User(&'a str),
+    Team(&'a str),
+    System,
+    Environment,
+}
+
+type Keys = Vec<Arc<ProviderKeyState>>;
+
+/// The keys of one provider, by whom they serve; within each by priority, then age.
+#[derive(Clone, Debug, Default)]
+pub struct Tiers {
+    all: Keys,
+    users: HashMap<String, Range<usize>>,
+    teams: HashMap<String, Range<usize>>,
+    system: Range<usize>,
+    environment: Range<usize>,
+}
+
+impl Tiers {
+    /// Those of each provider.
+    pub(super) fn of<'a>(keys: impl Iterator<Item = &'a Arc<ProviderKeyState>>) -> HashMap<String, Self> {
+        let mut by_provider: HashMap<String, Keys> = HashMap::new();
+        for key in keys {
+            by_provider.entry(key.record.provider.clone()).or_default().push(Arc::clone(key));
+        }
+        by_provider.into_iter().map(|(provider, keys)| (provider, Self::new(keys))).collect()
+    }
+
+    fn new(mut all: Keys) -> Self {
+        let order = |a: &Arc<ProviderKeyState>, b: &Arc<ProviderKeyState>| {
+            let key = |state: &ProviderKeyState| (state.record.priority, state.record.created_ms, state.record.id);
+            a.tier().cmp(&b.tier()).then_with(|| key(a).cmp(&key(b)))
+        };
+        all.sort_unstable_by(order);
+        let mut tiers = Self::default();
+        let mut start = 0;
+        for chunk in all.chunk_by(|a, b| a.tier() == b.tier()) {
+            let range = start..start + chunk.len();
+            start = range.end;
+            match chunk[0].tier() {
+                Tier::Environment => tiers.environment = range,
+                Tier::System => tiers.system = range,
+                Tier::Team(id) => drop(tiers.teams.insert(id.to_owned(), range)),
+                Tier::User(id) => drop(tiers.users.insert(id.to_owned(), range)),
+            }
+        }
+        Self { all, ..tiers }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> &[Arc<ProviderKeyState>] {
+        &self.all
+    }
+
+    /// This user's.
+    #[must_use]
+    pub fn of_user(&self, id: &str) -> &[Arc<ProviderKeyState>] {
+        self.slice(self.users.get(id))
+    }
+
+    /// This team's.
+    #[must_use]
+    pub fn of_team(&self, id: &str) -> &[Arc<ProviderKeyState>] {
+        self.slice(self.teams.get(id))
+    }
+
+    /// The system's, in the store.
+    #[must_use]
+    pub fn of_system(&self) -> &[Arc<ProviderKeyState>] {
+        self.slice(Some(&self.system))
+    }
+
+    /// The system's, of the environment.
+    #[must_use]
+    pub fn of_environment(&self) -> &[Arc<ProviderKeyState>] {
+        self.slice(Some(&self.environment))
+    }
+
+    fn slice(&self, range: Option<&Range<usize>>) -> &[Arc<ProviderKeyState>] {
+        range.and_then(|range| self.all.get(range.clone())).unwrap_or_default()
+    }
+}
+
+/// A pool in use.
+#[derive(Clone, Debug)]
+pub struct PoolState {
+    /// Its record.
+    pub record: Arc<Pool>,
+    tiers: HashMap<String, Tiers>,
+}
+
+impl PoolState {
+    pub(super) fn new<'a>(record: Arc<Pool>, keys: impl Iterator<Item = &'a Arc<ProviderKeyState>>) -> Self {
+        Self { record, tiers: Tiers::of(keys) }
+    }
+
+    /// Its keys of a provider.
+    #[must_use]
+    pub fn tiers(&self, provider: &str) -> Option<&Tiers> {
+        self.tiers.get(provider)
+    }
+}
+
+/// A system key that the environment brings: `OPENAI_API_KEY` and the like.
+#[derive(Clone, Debug)]
+pub struct EnvironmentKey {
+    /// The provider's id.
+    pub provider: String,
+    /// The variable's name.
+    pub variable: String,
+    /// Its value.
+    pub secret: Secret,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8, owner: &str, priority: u32, created_ms: u64) -> Arc<ProviderKeyState> {
+        let record = ProviderKey {
+            id: KeyId::from_bytes([n; 8]),
+            provider: "openai".to_owned(),
+            name: format!("k{n}"),
+            owner: owner.parse().unwrap(),
+            standing: Standing::default(),
+            origin: Origin::Sealed,
+            masked: String::new(),
+            bound_to: String::new(),
+            models: if n == 9 { vec!["gpt-4o*".to_owned()] } else { Vec::new() },
+            priority,
+            weight: 1,
+            policy: Policy::default(),
+            created_ms,
+            version: 1,
+        };
+        Arc::new(ProviderKeyState::stored(record, Some(Secret::new("k".to_owned())), None, &Watch::default()))
+    }
+
+    #[test]
+    fn tiers_are_in_order() {
+        let environment = EnvironmentKey {
+            provider: "openai".to_owned(),
+            variable: "OPENAI_API_KEY".to_owned(),
+            secret: Secret::new("k".to_owned()),
+        };
+        let environment = Arc::new(ProviderKeyState::of_environment(environment, 1));
+        let keys = [
+            key(1, "system", 1, 1),
+            environment,
+            key(2, "system", 0, 9),
+            key(3, "user:bob", 0, 1),
+            key(4, "team:t1", 0, 1),
+            key(5, "user:alice", 0, 2),
+            key(6, "user:alice", 0, 1),
+        ];
+        let tiers = &Tiers::of(keys.iter())["openai"];
+        let names = |keys: &[Arc<ProviderKeyState>]| keys.iter().map(|key| key.record.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(tiers.of_user("alice")), ["k6", "k5"]);
+        assert_eq!(names(tiers.of_user("bob")), ["k3"]);
+        assert_eq!(names(tiers.of_team("t1")), ["k4"]);
+        assert_eq!(names(tiers.of_system()), ["k2", "k1"]);
+        assert_eq!(names(tiers.of_environment()), ["OPENAI_API_KEY"]);
+        assert_eq!((tiers.of_user("t1").len(), tiers.of_team("alice").len(), tiers.all().len()), (0, 0, 7));
+    }
+
+    #[test]
+    fn models() {
+        let (any, some) = (key(1, "system", 0, 0), key(9, "system", 0, 0));
+        for (model, want) in [(Some("gpt-4o-mini"), true), (Some("o3"), false), (None, true)] {
+            assert_eq!((any.pays_for(model), some.pays_for(model)), (true, want), "{model:?}");
+        }
+    }
+}
