@@ -239,7 +239,7 @@ mod tests {
             ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", Err("407")),
             ("HTTP/1.1 403 Forbidden\r\n\r\n", Err("403")),
             ("SSH-2.0-x\r\n\r\n", Err("HTTP")),
-            ("HTTP/1.1 200", Err("eof")),
+            ("HTTP/1.1 200", Err("unexpected end")),
         ] {
             let via = Via::new(said("http://a:b@proxy.example", "", ""), &[]).unwrap();
             let hop = via.hop("2001:db8::1", 443, true).unwrap();
