@@ -59,7 +59,7 @@ pub struct PriceList {
 pub enum LayerArg {
     /// Set here: prices set, prices import
     Store,
-    /// In the configuration: [prices]
+    /// In the configuration
     Config,
     /// In the program
     BuiltIn,
