@@ -19,8 +19,8 @@ use crate::net::tls;
 use crate::provider::Registry;
 use crate::storage::{CaRecord, Store};
 
-/// How long a CA is good for that ends with its process.
-const EPHEMERAL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a CA is good for that ends with its process: longer than a pod lives.
+const EPHEMERAL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The CA, and what is told of it.
 pub(super) fn start(

@@ -10,6 +10,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::net::ca::COMMON_NAME;
+
 /// What cannot be set up about TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -87,8 +89,12 @@ fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
     let mut found = false;
     for der in CertificateDer::pem_file_iter(path).map_err(|error| fault(error.to_string()))? {
         let der = der.map_err(|error| fault(error.to_string()))?;
-        roots.add(der).map_err(|error| fault(error.to_string()))?;
         found = true;
+        // In the bundle made for clients, which a shell may hand to sidekey too: whoever is led back here must not be
+        // taken for a provider.
+        if memchr::memmem::find(&der, COMMON_NAME.as_bytes()).is_none() {
+            roots.add(der).map_err(|error| fault(error.to_string()))?;
+        }
     }
     if found { Ok(()) } else { Err(fault("no certificate in it".to_owned())) }
 }
@@ -96,6 +102,21 @@ fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn its_own_root_is_not_trusted() {
+        use crate::net::ca::{Generation, LIFETIME, pem};
+        let own = Generation::create(&["api.openai.com".to_owned()], 1_800_000_000_000, LIFETIME).unwrap();
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bundle.pem");
+        for (text, further) in [(pem(&own.root), 0), (made.cert.pem() + &pem(&own.root), 1)] {
+            std::fs::write(&path, text).unwrap();
+            let mut roots = RootCertStore::empty();
+            add_roots(&mut roots, &path).unwrap();
+            assert_eq!(roots.len(), further);
+        }
+    }
 
     #[test]
     fn extra_roots_must_be_certificates() {

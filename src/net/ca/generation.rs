@@ -21,6 +21,9 @@ use crate::id::NoRandomness;
 /// need not think of it.
 pub const LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
 
+/// What the names of its certificates begin with.
+pub const COMMON_NAME: &str = "sidekey local CA";
+
 /// What is kept of a generation has at most so many bytes before it is deflated.
 const MAX_AT_REST: usize = 64 * 1024;
 
@@ -75,7 +78,7 @@ impl Generation {
         let names = without_covered(names);
         let id = random_hex()?;
         let (from_ms, expires_ms) = (now_ms.saturating_sub(millis(BACKDATE)), now_ms + millis(lifetime));
-        let mut root_params = params(&format!("sidekey local CA {id}"));
+        let mut root_params = params(&format!("{COMMON_NAME} {id}"));
         stamp(&mut root_params, from_ms, expires_ms)?;
         root_params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         root_params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -215,7 +218,7 @@ fn params(common_name: &str) -> CertificateParams {
 }
 
 fn intermediate_params(id: &str) -> CertificateParams {
-    let mut params = params(&format!("sidekey local CA {id} for providers"));
+    let mut params = params(&format!("{COMMON_NAME} {id} for providers"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params

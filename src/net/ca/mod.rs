@@ -27,7 +27,7 @@ use crate::clock::Clock;
 use crate::id::NoRandomness;
 
 use self::generation::Issuing;
-pub use self::generation::{BadGeneration, Generation, LIFETIME};
+pub use self::generation::{BadGeneration, COMMON_NAME, Generation, LIFETIME};
 
 /// Hosts whose leaves are kept: more than all providers have.
 const LEAVES: u64 = 1024;
