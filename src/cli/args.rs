@@ -320,6 +320,9 @@ pub struct EnvArgs {
     /// Only these providers; may be repeated
     #[arg(long)]
     pub provider: Vec<String>,
+    /// How programs are led to sidekey
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: Mode,
     /// Reads a virtual key from standard input and sets the SDKs' key variables too
     #[arg(long)]
     pub key_stdin: bool,

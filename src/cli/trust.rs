@@ -88,9 +88,9 @@ impl TrustFiles {
     pub fn write(&self, environment: &Environment, ours: &[CertificateDer<'static>]) -> io::Result<Vec<String>> {
         let mut warnings = Vec::new();
         let mut added = Certificates::default();
-        added.of_variables(ADD, environment, &mut warnings);
+        added.of_variables(ADD, environment, self, &mut warnings);
         let mut all = Certificates::default();
-        all.of_variables(REPLACE, environment, &mut warnings);
+        all.of_variables(REPLACE, environment, self, &mut warnings);
         match SYSTEM_BUNDLES.iter().map(Path::new).find(|path| path.is_file()) {
             Some(path) => all.of_file(path, &mut warnings),
             None if all.list.is_empty() => {
@@ -125,8 +125,17 @@ impl Certificates {
         }
     }
 
-    fn of_variables(&mut self, names: &[&str], environment: &Environment, warnings: &mut Vec<String>) {
-        let mut paths: Vec<&str> = names.iter().filter_map(|name| environment.get(name)).collect();
+    /// What a shell has of `ours` from before is written anew, without roots that have gone since.
+    fn of_variables(
+        &mut self,
+        names: &[&str],
+        environment: &Environment,
+        ours: &TrustFiles,
+        warnings: &mut Vec<String>,
+    ) {
+        let is_ours = |path: &&str| [&ours.bundle, &ours.added].iter().any(|own| own.as_path() == Path::new(path));
+        let paths = names.iter().filter_map(|name| environment.get(name));
+        let mut paths: Vec<&str> = paths.filter(|path| !is_ours(path)).collect();
         paths.sort_unstable();
         paths.dedup();
         for path in paths {

@@ -62,6 +62,28 @@ async fn a_program_that_reads_no_base_url_is_led_by_its_proxy() {
     assert_eq!(provider.count(), 2);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shell_is_led_by_its_proxy() {
+    if !has_curl("env --mode proxy") {
+        return;
+    }
+    let provider = provider().await;
+    let mut sidekey = Sidekey::start(&Options::new().provider("openai", &provider.url())).await;
+    sidekey.add_provider_key("openai", REAL_KEY).await;
+    let key = sidekey.create_key(&[]).await.key;
+    let env = ["env", "--mode", "proxy", "--key-stdin", "--shell", "bash"];
+    let first = sidekey.cli_with(&env, &key).await;
+    assert!(first.status.success(), "{}", said(&first));
+    let set = text(&first.stdout);
+    assert!(set.starts_with("unset ALL_PROXY\nunset all_proxy\nexport "), "{set}");
+    let output = Command::new("bash").args(["-c", &format!("{set}{CALL}")]).output().expect("bash runs");
+    assert_eq!(text(&output.stdout), ANSWER, "{}", said(&output));
+    assert_eq!(text(&sidekey.cli_with(&env, &key).await.stdout), set, "a second time changes nothing");
+    sidekey.stop().await;
+    let without = sidekey.cli_with(&env, &key).await;
+    assert!(without.status.code() == Some(1) && said(&without).contains("sidekey run"), "{}", said(&without));
+}
+
 /// sidekey without a daemon, as an ordinary user, in a home of its own.
 struct Home {
     folder: tempfile::TempDir,
