@@ -112,8 +112,8 @@ pub struct Contender<'a> {
     pub health: &'a Health,
     /// Its share under `weighted`.
     pub weight: u32,
-    /// Requests it may have open.
-    pub max_in_flight: Option<u64>,
+    /// The largest share used of its own limits, 0.0 to 1.0 and beyond when in debt.
+    pub share: f32,
 }
 
 /// Chooses among keys of one tier and priority, and notes that the key's turn has come: gives its place among
@@ -152,32 +152,22 @@ pub fn choose<'a>(
 struct Rank(bool, u64, u64, u64);
 
 fn rank(policy: PoolPolicy, wish: &Wish, contender: &Contender<'_>, turn: u64, pass: u64) -> Rank {
-    let Contender { id, health, max_in_flight, .. } = contender;
-    let open = health.in_flight();
-    let own = health.share_used(wish.now);
-    let crowded = own >= 1.0
-        || max_in_flight.is_some_and(|max| u64::from(open) >= max)
-        || !health.learned.has_room(wish.now, wish.tag, wish.tokens);
+    let Contender { id, health, share: own, .. } = contender;
+    let crowded = *own >= 1.0 || !health.learned.has_room(wish.now, wish.tag, wish.tokens);
     if let Some(stick) = wish.stick {
         return Rank(crowded, !mix(stick ^ u64::from_be_bytes(*id.as_bytes())), 0, 0);
     }
     match policy {
         PoolPolicy::LeastUsed => {
-            let of_max = max_in_flight.map_or(0.0, |max| ratio(open, max));
-            let share = own.max(of_max).max(health.learned.share(wish.now, wish.tag));
+            let share = own.max(health.learned.share(wish.now, wish.tag));
             // The bits of a float that is not negative are in the order of its values.
-            let troubles = u64::from(health.failures(wish.now)) << 32 | u64::from(open);
+            let troubles = u64::from(health.failures(wish.now)) << 32 | u64::from(health.in_flight());
             Rank(crowded, u64::from(share.max(0.0).to_bits()), troubles, turn)
         }
         PoolPolicy::Random => Rank(crowded, mix(wish.seed ^ u64::from_be_bytes(*id.as_bytes())), 0, 0),
         PoolPolicy::RoundRobin => Rank(crowded, turn, 0, 0),
         PoolPolicy::Weighted => Rank(crowded, pass, turn, 0),
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a ratio for comparing keys, not an account")]
-fn ratio(open: u32, max: u64) -> f32 {
-    open as f32 / max.max(1) as f32
 }
 
 /// Spreads the bits of a number over all of it (the finaliser of SplitMix64).
@@ -203,7 +193,7 @@ mod tests {
         id: KeyId,
         health: Health,
         weight: u32,
-        max: Option<u64>,
+        share: f32,
     }
 
     fn keys(weights: &[u32]) -> Vec<Key> {
@@ -211,7 +201,7 @@ mod tests {
             id: KeyId::from_bytes([u8::try_from(n).unwrap(); 8]),
             health: Health::default(),
             weight: *weight,
-            max: None,
+            share: 0.0,
         };
         weights.iter().enumerate().map(key).collect()
     }
@@ -221,11 +211,11 @@ mod tests {
     }
 
     fn pick(policy: PoolPolicy, wish: &Wish, keys: &[Key]) -> Option<usize> {
-        let contenders = keys.iter().map(|Key { id, health, weight, max }| Contender {
+        let contenders = keys.iter().map(|Key { id, health, weight, share }| Contender {
             id: *id,
             health,
             weight: *weight,
-            max_in_flight: *max,
+            share: *share,
         });
         choose(policy, wish, contenders.enumerate())
     }
@@ -279,7 +269,7 @@ mod tests {
 
     #[test]
     fn the_least_used_goes_first() {
-        let keys = keys(&[1, 1, 1]);
+        let mut keys = keys(&[1, 1, 1]);
         let room = |remaining| Room {
             requests: Some(Left { limit: 100, remaining, full_in: Duration::from_secs(30) }),
             tokens: None,
@@ -289,7 +279,7 @@ mod tests {
             key.health.learned.note(NOW, wish.tag, room(remaining));
         }
         assert_eq!(pick(PoolPolicy::LeastUsed, &wish, &keys), Some(1));
-        keys[1].health.note_use(NOW, 0.6, 0.0);
+        keys[1].share = 0.6;
         assert_eq!(pick(PoolPolicy::LeastUsed, &wish, &keys), Some(2), "its own limits count as well");
         // What has no room goes last, whatever the policy.
         keys[2].health.learned.note(NOW, wish.tag, room(0));
@@ -311,7 +301,7 @@ mod tests {
         keys[1].health.struck(Blow::Fault, None, "500", NOW, 0);
         assert_eq!(pick(PoolPolicy::LeastUsed, &wish(0), &keys), Some(0), "a fault weighs more");
         keys[1].health.succeeded(NOW, 0);
-        keys[0].max = Some(1);
+        keys[0].share = 1.0;
         assert_eq!(pick(PoolPolicy::RoundRobin, &wish(0), &keys), Some(1), "no room");
     }
 
@@ -349,14 +339,16 @@ mod tests {
         #[test]
         fn shares_are_fair(weights in proptest::collection::vec(1..=20_u32, 2..8), pause in 0..20_000_000_u64) {
             let rounds = 10_000;
-            let equal = keys(&vec![1; weights.len()]);
+            let mut equal = keys(&vec![1; weights.len()]);
             let mut counts = vec![0_u64; equal.len()];
             let mut wish = wish(1);
             for _ in 0..rounds {
                 let chosen = pick(PoolPolicy::LeastUsed, &wish, &equal).unwrap();
                 counts[chosen] += 1;
-                let used = equal[chosen].health.share_used(wish.now) + 1.0 / 600.0;
-                equal[chosen].health.note_use(wish.now, used, 0.0);
+                equal[chosen].share += 1.0 / 600.0;
+                #[expect(clippy::cast_precision_loss, reason = "minutes of less than one")]
+                let refilled = pause as f32 / 60e9;
+                equal.iter_mut().for_each(|key| key.share = (key.share - refilled).max(0.0));
                 wish.now += pause;
             }
             let even = rounds / equal.len() as u64;

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use crate::cli::ca::CaCommand;
 use crate::cli::plan_args::{OwnerCommand, PlanCommand};
+use crate::cli::pools::PoolCommand;
 use crate::cli::price_args::PricesCommand;
 use crate::id::{KeyId, Owner};
 use crate::policy::{Budget, Counts, Otherwise, Quota};
@@ -89,6 +90,9 @@ pub enum Command {
     /// Plans: what keys may do, changed in one place
     #[command(subcommand)]
     Plan(PlanCommand),
+    /// Pools: named sets of provider keys
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Prices: what models cost
     #[command(subcommand)]
     Prices(PricesCommand),
@@ -646,6 +650,9 @@ pub struct ProviderKeyAdd {
     /// Its share among equals under the policy weighted, 1 to 1000
     #[arg(long, default_value_t = 1)]
     pub weight: u32,
+    /// Its own limits.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
     /// Does not ask the provider whether it takes the key
     #[arg(long)]
     pub no_test: bool,
@@ -687,6 +694,9 @@ pub struct ProviderKeyUpdate {
     /// Its share among equals under the policy weighted, 1 to 1000
     #[arg(long)]
     pub weight: Option<u32>,
+    /// Its own limits.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
 }
 
 /// `sidekey usage`.

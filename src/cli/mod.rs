@@ -22,6 +22,7 @@ mod owners;
 pub mod plan_args;
 mod plans;
 mod policy;
+pub mod pools;
 pub mod price_args;
 mod prices;
 mod provider_keys;
@@ -169,6 +170,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         | Command::Key(_)
         | Command::Ledger(_)
         | Command::Plan(_)
+        | Command::Pool(_)
         | Command::Prices(_)
         | Command::Provider(_)
         | Command::ProviderKey(_)
@@ -196,6 +198,7 @@ async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Fa
         Command::Key(command) => keys::run(session, client, command).await,
         Command::Ledger(args) => usage::ledger(session, client, &args).await,
         Command::Plan(command) => plans::run(session, client, command).await,
+        Command::Pool(command) => pools::run(session, client, command).await,
         Command::Prices(command) => prices::run(session, client, command).await,
         Command::Provider(command) => usage::provider(session, client, &command).await,
         Command::ProviderKey(command) => provider_keys::run(session, client, command).await,

@@ -11,7 +11,7 @@ use crate::cli::client::{AdminClient, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys::{all_pages, one_of};
 use crate::cli::out::{self, Column};
-use crate::cli::{Session, secret_input, usage};
+use crate::cli::{Session, policy, secret_input, usage};
 use crate::provider_key::Origin;
 use crate::secret::Secret;
 use crate::storage::Dimension;
@@ -61,7 +61,7 @@ pub(super) async fn run(session: &Session, client: &AdminClient, command: Provid
         ProviderKeyCommand::Show(key) => {
             let id = resolve(client, &key.key).await?;
             let found = client.get(&format!("/api/provider-keys/{id}")).await?;
-            Ok(session.out.one(&found.body, out::card)?)
+            Ok(session.out.one(&found.body, policy::card)?)
         }
         ProviderKeyCommand::Test { key, all } => test(session, client, key.as_deref(), all).await,
         ProviderKeyCommand::Update(args) => update(session, client, &args).await,
@@ -81,6 +81,7 @@ async fn add(session: &Session, client: &AdminClient, args: &ProviderKeyAdd) -> 
     body.insert("models".to_owned(), json!(allowed(&args.models)));
     body.insert("priority".to_owned(), json!(args.priority));
     body.insert("weight".to_owned(), json!(args.weight));
+    body.extend(policy::fields(&args.policy));
     let mut made = client.post("/api/provider-keys", &Value::Object(body)).await?.body;
     let id = made["id"].as_str().unwrap_or_default().to_owned();
     if !args.no_test {
@@ -96,7 +97,7 @@ async fn add(session: &Session, client: &AdminClient, args: &ProviderKeyAdd) -> 
         let failure = Failure::new(Exit::Refused, format!("the reference gives no key: {detail}"));
         return Err(failure.fix(unread(client, args)));
     }
-    session.out.one(&made, out::card)?;
+    session.out.one(&made, policy::card)?;
     match verdict {
         Some("rejected") => Err(Failure::new(Exit::Refused, detail)
             .fix(format!("the key is kept, in error; replace it: `sidekey provider-key rotate {id} --stdin`"))),
@@ -113,7 +114,7 @@ async fn rotate(session: &Session, client: &AdminClient, args: &ProviderKeyRotat
     let mut body = source(session, &args.secret)?;
     body.insert("test".to_owned(), json!(!args.no_test));
     let changed = client.post(&format!("/api/provider-keys/{id}/rotate"), &Value::Object(body)).await?.body;
-    session.out.one(&changed, out::card)?;
+    session.out.one(&changed, policy::card)?;
     warn_untested(&changed);
     Ok(())
 }
@@ -159,18 +160,19 @@ async fn update(session: &Session, client: &AdminClient, args: &ProviderKeyUpdat
     body.extend(args.models.as_deref().map(|models| ("models".to_owned(), json!(allowed(models)))));
     body.extend(args.priority.map(|priority| ("priority".to_owned(), json!(priority))));
     body.extend(args.weight.map(|weight| ("weight".to_owned(), json!(weight))));
+    body.extend(policy::fields(&args.policy));
     if body.is_empty() {
         return Err(Failure::new(Exit::Usage, "nothing to change").fix("name what to change, as --priority 1"));
     }
     let id = resolve(client, &args.key).await?;
     let changed = client.patch(&format!("/api/provider-keys/{id}"), &Value::Object(body), None).await?;
-    Ok(session.out.one(&changed.body, out::card)?)
+    Ok(session.out.one(&changed.body, policy::card)?)
 }
 
 async fn act(session: &Session, client: &AdminClient, key: &str, verb: &str) -> Result<(), Failure> {
     let id = resolve(client, key).await?;
     let changed = client.post(&format!("/api/provider-keys/{id}/{verb}"), &json!({})).await?;
-    Ok(session.out.one(&changed.body, out::card)?)
+    Ok(session.out.one(&changed.body, policy::card)?)
 }
 
 async fn test(session: &Session, client: &AdminClient, key: Option<&str>, all: bool) -> Result<(), Failure> {

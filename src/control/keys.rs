@@ -346,7 +346,8 @@ impl Wish {
         set(&mut record.plan, &self.plan);
         set(&mut record.stream_usage, &self.stream_usage);
         if let Some(name) = flat(&self.pool).filter(|name| state.store.snapshot().pool(name).is_none()) {
-            return Err(Problem::invalid("pool", format!("there is no pool {name:?}")).fix("make it first"));
+            return Err(Problem::invalid("pool", format!("there is no pool {name:?}"))
+                .fix(format!("make it first: sidekey pool create --name {name:?}")));
         }
         set(&mut record.pool, &self.pool);
         record.fallback = self.fallback.unwrap_or(record.fallback);

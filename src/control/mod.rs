@@ -14,6 +14,8 @@
 //! | `/api/plans/{name}` | GET, PATCH, DELETE |
 //! | `/api/users`, `/api/teams` | GET list |
 //! | `/api/users/{id}`, `/api/teams/{id}` | GET, PATCH create or change, DELETE |
+//! | `/api/pools` | GET list, POST create |
+//! | `/api/pools/{name}` | GET, PATCH, DELETE |
 //! | `/api/prices?provider=&model=&layer=` | GET list, POST import |
 //! | `/api/prices/{provider}/{model}` | GET, PUT, DELETE |
 //! | `/api/prices/explain?model=&provider=` | GET |
@@ -38,6 +40,7 @@ mod keys;
 mod owners;
 mod plans;
 pub mod policy;
+mod pools;
 mod prices;
 pub mod problem;
 mod provider_keys;
@@ -114,6 +117,8 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/keys/{id}/usage", get(usage::of_key))
         .route("/api/plans", get(plans::list).post(plans::create))
         .route("/api/plans/{name}", get(plans::show).patch(plans::update).delete(plans::delete))
+        .route("/api/pools", get(pools::list).post(pools::create))
+        .route("/api/pools/{name}", get(pools::show).patch(pools::update).delete(pools::delete))
         .merge(owners::routes("/api/users", ScopeId::User))
         .merge(owners::routes("/api/teams", ScopeId::Team))
         .route("/api/prices", get(prices::list).post(prices::import))

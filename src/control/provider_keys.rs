@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
+use crate::control::policy::{PolicyWish, With};
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::view::ProviderKeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
@@ -138,12 +139,14 @@ pub(super) async fn add(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let addition: Addition = parse(&headers, &body, Tell::Names)?;
+    let With { policy: wished, rest: addition } = parse::<With<Addition>>(&headers, &body, Tell::Names)?;
     let source = Source { secret: addition.secret, reference: addition.reference };
     let (origin, secret) = source.resolve()?;
     let upstream = state.registry.lookup(&addition.provider);
     let upstream = upstream.map_err(|error| Problem::invalid("provider", error.to_string()))?;
     let now = state.clock.wall_ms();
+    let mut policy = Policy::default();
+    apply_limits(&wished, &mut policy)?;
     let record = ProviderKey {
         id: KeyId::random().map_err(|error| Problem::internal(error.to_string()))?,
         provider: upstream.id.to_string(),
@@ -155,7 +158,7 @@ pub(super) async fn add(
         bound_to: upstream.origin().to_owned(),
         models: addition.models,
         priority: addition.priority,
-        policy: Policy::default(),
+        policy,
         weight: addition.weight,
         created_ms: now,
         version: 0,
@@ -169,6 +172,22 @@ pub(super) async fn add(
         Json(ProviderKeyView::new(&made, &state.clock)),
     )
         .into_response())
+}
+
+/// What is said of the key's own limits. What becomes of a request beside that is for the virtual key to say.
+fn apply_limits(wish: &PolicyWish, policy: &mut Policy) -> Result<(), Problem> {
+    wish.apply(policy)?;
+    let beside = [
+        ("unpriced", policy.unpriced.is_some()),
+        ("unrecorded", policy.unrecorded.is_some()),
+        ("hard_stop", policy.hard_stop.is_some()),
+    ];
+    match beside.into_iter().find(|(_, said)| *said) {
+        Some((field, _)) => {
+            Err(Problem::invalid(field, "is not of provider keys").fix("say it of the virtual key, or of its plan"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A name is how people point at a key, so one provider has it once.
@@ -210,13 +229,14 @@ pub(super) async fn update(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let wish: Change = parse(&headers, &body, Tell::Names)?;
+    let With { policy: wished, rest: wish } = parse::<With<Change>>(&headers, &body, Tell::Names)?;
     let mut record = stored(&state, &id)?.record.clone();
     record.name = wish.name.unwrap_or(record.name);
     record.owner = wish.owner.unwrap_or(record.owner);
     record.models = wish.models.unwrap_or(record.models);
     record.priority = wish.priority.unwrap_or(record.priority);
     record.weight = wish.weight.unwrap_or(record.weight);
+    apply_limits(&wished, &mut record.policy)?;
     check(&state, &record)?;
     write(&state, &headers, record, None).await
 }

@@ -127,6 +127,11 @@ pub struct ProviderKeyView {
     pub priority: u32,
     /// Its share under the policy `weighted`.
     pub weight: u32,
+    /// Its own limits.
+    #[serde(flatten)]
+    pub policy: Policy,
+    /// How each of them stands.
+    pub in_force: Vec<LimitView>,
     pub created: String,
     /// When a rest ends by itself.
     pub until: Option<String>,
@@ -150,6 +155,7 @@ impl ProviderKeyView {
         let record = state.record.clone();
         let stats = Stats::read(&state.stats.used);
         let standing = state.standing(clock.now());
+        let reports = state.scope.report(Moment::of(clock), &Consumption::default());
         Self {
             id: record.id,
             provider: record.provider,
@@ -164,6 +170,8 @@ impl ProviderKeyView {
             models: record.models,
             priority: record.priority,
             weight: record.weight,
+            policy: record.policy,
+            in_force: reports.iter().map(LimitView::from).collect(),
             created: rfc3339(record.created_ms),
             until: standing.until_ms.map(rfc3339),
             since: standing.since_ms.map(rfc3339),

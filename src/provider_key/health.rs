@@ -50,8 +50,6 @@ const SUSPECT: Duration = Duration::from_secs(30);
 /// A rest that is shorter is not worth a write: it is over before the program could be back.
 const KEPT_FROM: Duration = Duration::from_secs(10);
 
-/// Nanoseconds of the window that rates are given in.
-const MINUTE: u64 = 60_000_000_000;
 const FOR_GOOD: Nanos = Nanos::MAX;
 /// The breaker is closed: no probe is needed.
 const CLOSED: u64 = 0;
@@ -125,10 +123,6 @@ pub struct Health {
     in_flight: AtomicU32,
     /// Something is to be cleared by the next success.
     troubled: AtomicBool,
-    /// Its own limits: when all that is used of its rates will have come back, a minute being the whole.
-    rates_full_at: AtomicU64,
-    /// The share used of what does not come back by and by, as the bits of a float.
-    amounts_used: AtomicU32,
     /// When it was chosen last: the higher the later.
     turn: AtomicU64,
     /// How far its weight has moved it.
@@ -209,23 +203,6 @@ impl Health {
     pub(crate) fn take_turn(&self, turn: u64, pass: u64) {
         self.turn.store(turn, Ordering::Relaxed);
         self.pass.store(pass, Ordering::Relaxed);
-    }
-
-    /// Notes the shares used of its own limits: of rates, which come back within a minute, and of amounts.
-    pub fn note_use(&self, now: Nanos, rates: f32, amounts: f32) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float's cast saturates")]
-        let ahead = (f64::from(rates.max(0.0)) * MINUTE as f64) as u64;
-        self.rates_full_at.store(now.saturating_add(ahead), Ordering::Relaxed);
-        self.amounts_used.store(amounts.max(0.0).to_bits(), Ordering::Relaxed);
-    }
-
-    /// The share used of its own limits, 0.0 to 1.0 and beyond when in debt.
-    #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "a ratio for comparing keys, not an account")]
-    pub fn share_used(&self, now: Nanos) -> f32 {
-        let ahead = self.rates_full_at.load(Ordering::Relaxed).saturating_sub(now);
-        let rates = if ahead == 0 { 0.0 } else { ahead as f32 / MINUTE as f32 };
-        rates.max(f32::from_bits(self.amounts_used.load(Ordering::Relaxed)))
     }
 
     /// The provider took the key. A key that rests goes on resting: the answer is of a request from before.

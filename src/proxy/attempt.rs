@@ -7,11 +7,21 @@ use std::sync::Arc;
 use crate::clock::Nanos;
 use crate::entry::Entry;
 use crate::id::KeySource;
+use crate::limit::{Consumption, Moment, Permit, Refused};
 use crate::provider::{Action, Meaning};
 use crate::provider_key::{Blow, Change, ModelTag, Room};
 use crate::proxy::settle::Books;
 use crate::secret::Secret;
 use crate::storage::ProviderKeyState;
+
+/// Why a key that was chosen is not used.
+#[derive(Debug)]
+pub(super) enum Passed {
+    /// Its own limits have no room.
+    Limited(Box<Refused>),
+    /// Somebody else's probe is out.
+    Probed,
+}
 
 /// A try with a key. Dropped, it gives back what it holds, and says nothing of the key.
 #[derive(Debug)]
@@ -22,22 +32,45 @@ pub(super) struct Attempt {
     tag: ModelTag,
     /// It alone shows whether the key's provider is well again.
     probe: bool,
+    /// What it holds of the key's own limits; given back whole unless the request is sent.
+    permit: Option<Permit>,
+    is_sent: bool,
 }
 
 impl Attempt {
-    /// Counts a request in on a key that was chosen; `None` when somebody else's probe is out. `tokens` is what it is
-    /// thought to need.
+    /// Counts a request that is thought to need so much in on a key that was chosen.
+    ///
+    /// # Errors
+    /// [`Passed`] when the key cannot serve it after all.
     pub(super) fn begin(
         key: &Arc<ProviderKeyState>,
         secret: Arc<Secret>,
-        now: Nanos,
+        at: Moment,
         tag: ModelTag,
-        tokens: u64,
-    ) -> Option<Self> {
+        need: Consumption,
+    ) -> Result<Self, Passed> {
         let health = &key.stats.health;
-        let probe = health.enter(now)?;
-        health.learned.take(now, tag, tokens);
-        Some(Self { key: Arc::clone(key), secret, source: key.record.owner.source(), tag, probe })
+        let permit = match key.scope.is_unlimited() {
+            true => None,
+            false => Some(Permit::reserve(std::slice::from_ref(&key.scope), at, need).map_err(Passed::Limited)?),
+        };
+        let Some(probe) = health.enter(at.now) else {
+            if let Some(permit) = permit {
+                permit.refund();
+            }
+            return Err(Passed::Probed);
+        };
+        health.learned.take(at.now, tag, need.total);
+        let source = key.record.owner.source();
+        Ok(Self { key: Arc::clone(key), secret, source, tag, probe, permit, is_sent: false })
+    }
+
+    /// The request goes out: from now on it counts for the key, and unless it is settled as one that consumed nothing.
+    pub(super) fn sent(&mut self, now: Nanos) {
+        if let Some(permit) = &mut self.permit {
+            permit.charge(now, Consumption::default());
+        }
+        self.is_sent = true;
     }
 
     /// Takes what the provider says is left of the key's limits.
@@ -83,7 +116,10 @@ impl Attempt {
     }
 
     /// The end of the request that this try was the last of.
-    pub(super) fn settle(self, entry: &Entry, broke: bool, books: &Books) {
+    pub(super) fn settle(mut self, entry: &Entry, consumed: Consumption, broke: bool, books: &Books) {
+        if let Some(permit) = self.permit.take_if(|_| self.is_sent) {
+            permit.settle(books.clock.now(), consumed);
+        }
         if broke {
             // Its head was good, the rest was not.
             self.judged(&Meaning::unreachable("the answer broke off"), books);
@@ -97,5 +133,8 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         self.key.stats.health.leave(self.probe);
+        if let Some(permit) = self.permit.take_if(|_| !self.is_sent) {
+            permit.refund();
+        }
     }
 }

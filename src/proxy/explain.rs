@@ -76,7 +76,7 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
             Endpoint::Realtime => admit::session(),
             _ => admit::estimate(call.wire, question.input_tokens, &asked, &caller, model),
         };
-        let choice = Choice::new(Arc::clone(&upstream), &caller, model, need, 0);
+        let choice = Choice::new(Arc::clone(&upstream), &caller, model, (need, at.wall_ms), 0);
         let keys = why.note(choice.preview(store, at.now)).unwrap_or_default();
         explanation.provider_keys = keys.into_iter().map(|key| (Arc::clone(&key), key.record.owner.source())).collect();
         why.note(admit::place(&caller, &store.ledger()).map(drop));

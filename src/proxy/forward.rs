@@ -200,6 +200,9 @@ impl Account {
             open.attempt = Some(attempt);
         }
         open.note()?;
+        if let Some(attempt) = &mut open.attempt {
+            attempt.sent(open.books.clock.now());
+        }
         open.entry.attempts += 1;
         if open.entry.attempts == 1 {
             open.entry.overhead_ns = open.books.clock.now().saturating_sub(ready);

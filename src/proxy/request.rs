@@ -3,6 +3,7 @@
 //! Owns the bytes and their bounds; leaves what stands in them to `provider::request`.
 
 use std::future::poll_fn;
+use std::hash::{DefaultHasher, Hasher};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -214,6 +215,22 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 }
 
 impl Taken {
+    /// A hash of the first `most` bytes, the same for this process; `None` of a body that is not held.
+    pub(super) fn beginning(&self, most: usize) -> Option<u64> {
+        let Self::Held(chunks) = self else { return None };
+        let mut hasher = DefaultHasher::new();
+        let mut left = most;
+        for chunk in chunks.iter() {
+            let taken = chunk.len().min(left);
+            hasher.write(&chunk[..taken]);
+            left -= taken;
+            if left == 0 {
+                break;
+            }
+        }
+        Some(hasher.finish())
+    }
+
     /// The body for one attempt; `None` when it was sent before and cannot be again.
     pub(super) fn attempt(&mut self, last: bool) -> Option<Outgoing> {
         match self {

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use crate::clock::Nanos;
 use crate::id::KeyId;
-use crate::limit::Consumption;
+use crate::limit::{Consumption, Moment, Refused};
 use crate::pool::{Contender, PoolPolicy, Wish, choose};
 use crate::provider::{Call, Endpoint, ModelRule, Upstream};
 use crate::provider_key::{ModelTag, ProviderKey, Status};
-use crate::proxy::attempt::Attempt;
+use crate::proxy::attempt::{Attempt, Passed};
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::{Error, list};
+use crate::proxy::request::Taken;
 use crate::storage::{KeyState, ProviderKeyState, Snapshot, Store, Tiers};
 use crate::virtual_key::{Fallback, VirtualKey};
 
@@ -56,6 +57,9 @@ pub(super) fn permit(state: &KeyState, provider: &str, call: &Call<'_>, model: O
     }
 }
 
+/// Bytes of a body by which it is known that requests begin alike: less than the least that providers cache.
+const BEGINNING: usize = 1_024;
+
 /// Whose keys may pay for a request, and which of them were tried.
 #[derive(Debug)]
 pub(super) struct Choice {
@@ -63,23 +67,49 @@ pub(super) struct Choice {
     caller: Option<Arc<KeyState>>,
     model: Option<String>,
     wish: Wish,
+    need: Consumption,
+    /// What requests of this virtual key that begin alike have in common.
+    beginning: Option<u64>,
+    /// Wall time of the request's arrival, milliseconds.
+    wall_ms: u64,
     tried: Vec<KeyId>,
+    /// Of the keys without room by their own limits, what stands least in the way.
+    limited: Option<Box<Refused>>,
     /// The one try without a key of ours is over.
     spent: bool,
 }
 
 impl Choice {
-    /// For a request that is thought to need so much; `seed` is any number, another for each request.
+    /// For a request that is thought to need so much and arrived at that wall time; `seed` is any number, another for each request.
     pub(super) fn new(
         upstream: Arc<Upstream>,
         caller: &Caller,
         model: Option<&str>,
-        need: Consumption,
+        (need, wall_ms): (Consumption, u64),
         seed: u64,
     ) -> Self {
         let wish = Wish { now: 0, tag: ModelTag::of(model), tokens: need.total, stick: None, seed };
         let (caller, model) = (caller.key().cloned(), model.map(str::to_owned));
-        Self { upstream, caller, model, wish, tried: Vec::new(), spent: false }
+        Self {
+            upstream,
+            caller,
+            model,
+            wish,
+            need,
+            beginning: None,
+            wall_ms,
+            tried: Vec::new(),
+            limited: None,
+            spent: false,
+        }
+    }
+
+    /// Where the caller's pool is sticky, has requests whose bodies begin alike go to one key.
+    pub(super) fn begins_with(&mut self, body: &Taken) {
+        if let Some(key) = self.caller.as_ref().filter(|key| key.record.pool.is_some()) {
+            let id = u64::from_be_bytes(*key.record.id.as_bytes());
+            self.beginning = body.beginning(BEGINNING).map(|hash| hash ^ id);
+        }
     }
 
     /// The next candidate, with whether it is certainly the last; `None` when there is none, or none any more.
@@ -90,7 +120,9 @@ impl Choice {
         };
         let snapshot = store.snapshot();
         let upstream = Arc::clone(&self.upstream);
-        let Some((tiers, policy)) = tiers(&snapshot, &caller.record, &upstream) else { return self.keyless(&upstream) };
+        let found = tiers(&snapshot, &caller.record, &upstream);
+        let Some((tiers, policy, sticky)) = found else { return self.keyless(&upstream) };
+        self.wish.stick = self.beginning.filter(|_| sticky);
         let lists = paying(tiers, &caller.record);
         for list in &lists {
             for equals in list.chunk_by(|a, b| a.record.priority == b.record.priority) {
@@ -105,6 +137,7 @@ impl Choice {
 
     /// One of keys that are equal in tier and priority.
     fn pick(&mut self, equals: &[Arc<ProviderKeyState>], policy: PoolPolicy, upstream: &Upstream) -> Option<Attempt> {
+        let at = Moment { now: self.wish.now, wall_ms: self.wall_ms };
         loop {
             let found = choose(
                 policy,
@@ -114,17 +147,25 @@ impl Choice {
                         && is_bound(key, upstream)
                         && key.pays_for(self.model.as_deref())
                         && !self.tried.contains(&key.record.id);
-                    usable.then(|| (index, contender(key)))
+                    usable.then(|| (index, contender(key, at)))
                 }),
             );
             let key = &equals[found?];
             self.tried.push(key.record.id);
-            let Wish { now, tag, tokens, .. } = self.wish;
-            let secret = key.secret.load_full();
-            let begun = secret.and_then(|secret| Attempt::begin(key, secret, now, tag, tokens));
-            if begun.is_some() {
-                return begun;
+            let Some(secret) = key.secret.load_full() else { continue };
+            match Attempt::begin(key, secret, at, self.wish.tag, self.need) {
+                Ok(attempt) => return Some(attempt),
+                Err(Passed::Limited(refused)) => self.note_limited(refused),
+                Err(Passed::Probed) => {}
             }
+        }
+    }
+
+    fn note_limited(&mut self, refused: Box<Refused>) {
+        // A wait that is not known is longer than any.
+        let wait = |refused: &Refused| (refused.retry_after.is_none(), refused.retry_after);
+        if self.limited.as_ref().is_none_or(|before| wait(&refused) < wait(before)) {
+            self.limited = Some(refused);
         }
     }
 
@@ -142,7 +183,7 @@ impl Choice {
         let Some(caller) = &self.caller else { return Ok(Vec::new()) };
         let snapshot = store.snapshot();
         let found = tiers(&snapshot, &caller.record, &self.upstream);
-        let lists = found.map(|(tiers, _)| paying(tiers, &caller.record)).unwrap_or_default();
+        let lists = found.map(|(tiers, ..)| paying(tiers, &caller.record)).unwrap_or_default();
         let rests = |key: &ProviderKeyState| {
             let health = &key.stats.health;
             !health.is_usable(now) || health.learned.rests_until(self.wish.tag) > now
@@ -159,14 +200,20 @@ impl Choice {
         let snapshot = store.snapshot();
         let Some(caller) = &self.caller else { return Error::Internal("no candidate") };
         let found = tiers(&snapshot, &caller.record, upstream);
-        let lists = found.map(|(tiers, _)| paying(tiers, &caller.record)).unwrap_or_default();
+        let lists = found.map(|(tiers, ..)| paying(tiers, &caller.record)).unwrap_or_default();
         let keys: Vec<&Arc<ProviderKeyState>> = lists.into_iter().flatten().collect();
         let all = snapshot.provider_keys(&upstream.id);
-        let detail = why_none(&keys, all, upstream, self.model.as_deref(), &caller.record, now);
+        let detail = match &self.limited {
+            Some(refused) => format!(" with room: of provider key {}, {refused}", refused.scope),
+            None => why_none(&keys, all, upstream, self.model.as_deref(), &caller.record, now),
+        };
         let rests = keys.iter().filter(|key| self.might(key)).filter_map(|key| {
             let health = &key.stats.health;
             Some(health.rests_until(now)?.max(health.learned.rests_until(self.wish.tag)))
         });
+        let free = self.limited.as_ref().and_then(|refused| refused.retry_after);
+        let free = free.map(|wait| now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)));
+        let rests = rests.filter(|until| self.limited.is_none() || *until > now).chain(free);
         // Everyone who is told the same moment would come back at the same moment.
         let wait = rests.min().map(|until| until.saturating_sub(now).max(1_000_000));
         let spread = wait.map(|wait| wait.saturating_add(wait / 1_000 * (self.wish.seed % 200)));
@@ -180,19 +227,25 @@ impl Choice {
     }
 }
 
-fn contender(key: &ProviderKeyState) -> Contender<'_> {
+fn contender(key: &ProviderKeyState, at: Moment) -> Contender<'_> {
     let ProviderKey { id, weight, .. } = key.record;
-    Contender { id, health: &key.stats.health, weight, max_in_flight: None }
+    #[expect(clippy::cast_possible_truncation, reason = "a ratio for comparing keys, not an account")]
+    let share = if key.scope.is_unlimited() { 0.0 } else { key.scope.share_used(at) as f32 };
+    Contender { id, health: &key.stats.health, weight, share }
 }
 
 /// The provider's keys as this caller may come to them, and how to choose among them: those of the caller's pool, else
 /// all.
-fn tiers<'a>(snapshot: &'a Snapshot, caller: &VirtualKey, upstream: &Upstream) -> Option<(&'a Tiers, PoolPolicy)> {
+fn tiers<'a>(
+    snapshot: &'a Snapshot,
+    caller: &VirtualKey,
+    upstream: &Upstream,
+) -> Option<(&'a Tiers, PoolPolicy, bool)> {
     match &caller.pool {
-        None => Some((snapshot.tiers(&upstream.id)?, PoolPolicy::default())),
+        None => Some((snapshot.tiers(&upstream.id)?, PoolPolicy::default(), false)),
         Some(name) => {
             let pool = snapshot.pool(name)?;
-            Some((pool.tiers(&upstream.id)?, pool.record.policy))
+            Some((pool.tiers(&upstream.id)?, pool.record.policy, pool.record.sticky))
         }
     }
 }

@@ -337,7 +337,7 @@ impl Closed {
             note_output(key, &open.entry);
         }
         if let Some(attempt) = open.attempt.take() {
-            attempt.settle(&open.entry, self.end == End::UpstreamBroke, &open.books);
+            attempt.settle(&open.entry, consumed, self.end == End::UpstreamBroke, &open.books);
         }
         if open.entry.status == 0 {
             open.entry.status = CLIENT_CLOSED;

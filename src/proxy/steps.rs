@@ -218,7 +218,14 @@ impl Proxy {
         let Selected { parts, lane, call, target, taken, asked, caller, waited, upgrade, .. } = *selected;
         let is_stream = call.is_stream(&asked);
         let seed = arrival.id.random_bits();
-        let choice = Box::new(Choice::new(Arc::clone(&lane.upstream), &caller, call.model(&asked), need, seed));
+        let mut choice = Box::new(Choice::new(
+            Arc::clone(&lane.upstream),
+            &caller,
+            call.model(&asked),
+            (need, arrival.wall_ms),
+            seed,
+        ));
+        choice.begins_with(&taken);
         drop((asked, caller));
         let mut outbound = Box::new(Outbound::new(parts, target, &lane.upstream, taken));
         if upgrade.is_some() {
@@ -326,7 +333,7 @@ fn entry(
         price_version: None,
         service_tier: None,
         plan: name(key.and_then(|key| key.plan.as_ref())),
-        pool: None,
+        pool: name(key.and_then(|key| key.pool.as_ref())),
     }
 }
 

@@ -246,8 +246,12 @@ impl<'a> Edit<'a> {
             return Err(StoreError::NotFound { id });
         };
         check_version(id.clone(), state.version, expected)?;
-        let user = self.snapshot.virtual_keys.values().find(|key| key.record.plan.as_deref() == Some(&**name));
-        if let Some(key) = user.filter(|_| kind == Kind::Plan) {
+        let names = |key: &&Arc<KeyState>| match kind {
+            Kind::Plan => key.record.plan.as_deref() == Some(&**name),
+            Kind::Pool => key.record.pool.as_deref() == Some(&**name),
+            Kind::Ca | Kind::Owner | Kind::Price => false,
+        };
+        if let Some(key) = self.snapshot.virtual_keys.values().find(names) {
             return Err(StoreError::InUse { id, by: key.record.id });
         }
         self.remove_row(Tree::Named, &kind.row_key(name))?;

@@ -1,1 +1,232 @@
 //! Pools of provider keys: whose key pays, which is chosen, and what happens when it fails.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::support::client::{Client, Request};
+use crate::support::provider::{Provider, Seen};
+use crate::support::script::Message;
+use crate::support::sidekey::Sidekey;
+
+const CHAT: &str = "/openai/v1/chat/completions";
+const BODY: &str = r#"{"model":"gpt-4o-mini","max_tokens":60,"messages":[{"role":"user","content":"Say hello."}]}"#;
+const ANSWER: &str =
+    r#"{"model":"gpt-4o-mini","choices":[],"usage":{"prompt_tokens":40,"completion_tokens":60,"total_tokens":100}}"#;
+
+fn secret(n: usize) -> String {
+    format!("sk-real-{n}-Kq7WmZ3xTn9vRb2cYh5dJf8gLs4p")
+}
+
+fn key_of(seen: &Seen) -> usize {
+    let text = seen.header("authorization").expect("a credential");
+    text.split('-').nth(2).and_then(|n| n.parse().ok()).expect("one of ours")
+}
+
+async fn start(keys: usize, flags: &[&str]) -> (Provider, Sidekey) {
+    let provider = Provider::always(Message::json(200, ANSWER)).await;
+    let sidekey = Sidekey::with("openai", &provider.url()).await;
+    sidekey.ok(&["provider-key", "disable", "main"]).await;
+    for n in 0..keys {
+        let name = format!("k{n}");
+        let flags: Vec<&str> = ["--name", &name].iter().chain(flags).copied().collect();
+        sidekey.add_provider_key_as("openai", &secret(n), &flags).await;
+    }
+    (provider, sidekey)
+}
+
+fn counts(provider: &Provider) -> BTreeMap<usize, usize> {
+    provider.seen().iter().fold(BTreeMap::new(), |mut counts, seen| {
+        *counts.entry(key_of(seen)).or_default() += 1;
+        counts
+    })
+}
+
+#[tokio::test]
+async fn a_keys_own_limits_lead_to_the_next_key() {
+    let (provider, sidekey) = start(2, &["--rpm", "2", "--quota", "1000/day"]).await;
+    let key = sidekey.create_key(&[]).await.key;
+    for _ in 0..4 {
+        assert_eq!(sidekey.send(&Request::post(CHAT, BODY).bearer(&key)).await.status, 200);
+    }
+    assert_eq!(counts(&provider), BTreeMap::from([(0, 2), (1, 2)]));
+    // The bucket refills while a busy machine goes on: more than it can give meanwhile is asked for.
+    let large = BODY.replace("60", "2000");
+    let refused = sidekey.send(&Request::post(CHAT, large).bearer(&key)).await;
+    assert_eq!((refused.status, &*refused.code()), (503, "no_provider_key"), "{}", refused.text());
+    assert!(refused.text().contains("provider key"), "{}", refused.text());
+    assert_eq!(provider.count(), 4, "it was sent all the same");
+    // What was used is what the answers said, not what was reserved.
+    sidekey.entry_where("all four", |entry| entry["outcome"] == "ok").await;
+    let shown = sidekey.provider_key("k0").await;
+    let quota = shown["in_force"].as_array().expect("limits").iter().find(|limit| limit["limit"] == "quota");
+    let quota = quota.unwrap_or_else(|| panic!("no quota: {shown}"));
+    assert_eq!((&quota["used"], &quota["reserved"]), (&json!(200), &json!(0)), "{shown}");
+    // Without its limits it serves at once.
+    sidekey.ok(&["provider-key", "update", "k0", "--rpm", "none", "--quota", "none"]).await;
+    for _ in 0..3 {
+        assert_eq!(sidekey.send(&Request::post(CHAT, BODY).bearer(&key)).await.status, 200);
+    }
+    let (status, problem) = sidekey
+        .admin_as(
+            "PATCH",
+            &format!("/api/provider-keys/{}", shown["id"].as_str().expect("an id")),
+            "",
+            &json!({"hard_stop": true}),
+        )
+        .await;
+    assert_eq!((status, &problem["field"]), (422, &json!("hard_stop")), "{problem}");
+}
+
+#[tokio::test]
+async fn a_pool_holds_its_keys_alone() {
+    let (provider, sidekey) = start(3, &[]).await;
+    sidekey.ok(&["pool", "create", "--name", "two", "--keys", "k0,openai/k1", "--policy", "round-robin"]).await;
+    let key = sidekey.create_key(&["--pool", "two"]).await;
+    let send = || async {
+        let answer = sidekey.send(&Request::post(CHAT, BODY).bearer(&key.key)).await;
+        (answer.status, answer.code())
+    };
+    for _ in 0..6 {
+        assert_eq!(send().await.0, 200);
+    }
+    assert_eq!(counts(&provider), BTreeMap::from([(0, 3), (1, 3)]));
+    let refused = sidekey.cli(&["pool", "delete", "two"]).await;
+    assert!(!refused.status.success(), "a virtual key is bound to it");
+    // What changes is in force for the next request.
+    let shown: Value =
+        serde_json::from_str(&sidekey.ok(&["pool", "update", "two", "--keys", "k2", "-o", "json"]).await).unwrap();
+    assert_eq!((&shown["keys"][0]["name"], &shown["virtual_keys"]), (&json!("k2"), &json!(1)), "{shown}");
+    assert_eq!(send().await.0, 200);
+    assert_eq!(counts(&provider).get(&2), Some(&1));
+    sidekey.ok(&["provider-key", "disable", "k2"]).await;
+    assert_eq!(send().await, (503, "no_provider_key".to_owned()), "the others are not the pool's");
+    assert_eq!(provider.count(), 7);
+    sidekey.ok(&["key", "revoke", &key.id]).await;
+    sidekey.ok(&["key", "delete", &key.id]).await;
+    sidekey.ok(&["pool", "delete", "two"]).await;
+}
+
+#[tokio::test]
+async fn what_begins_alike_sticks_together() {
+    let (provider, sidekey) = start(5, &[]).await;
+    sidekey.ok(&["pool", "create", "--name", "all", "--keys", "k0,k1,k2,k3,k4", "--sticky"]).await;
+    let key = sidekey.create_key(&["--pool", "all"]).await.key;
+    let body = |talk: usize, turn: usize| {
+        let start = format!("{talk} ").repeat(600);
+        json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": format!("{start}{turn}")}]}).to_string()
+    };
+    let mut used = HashSet::new();
+    for talk in 0..8 {
+        let before = provider.count();
+        for turn in 0..4 {
+            assert_eq!(sidekey.send(&Request::post(CHAT, body(talk, turn)).bearer(&key)).await.status, 200);
+        }
+        let keys: HashSet<usize> = provider.seen()[before..].iter().map(|seen| key_of(seen)).collect();
+        assert_eq!(keys.len(), 1, "talk {talk} went to {keys:?}");
+        used.extend(keys);
+    }
+    assert!(used.len() > 1, "all talks went to one key");
+}
+
+/// How long the storm is; `SIDEKEY_TEST_STORM_SECONDS` for longer.
+fn storm() -> Duration {
+    let said = std::env::var("SIDEKEY_TEST_STORM_SECONDS").ok();
+    Duration::from_secs(said.and_then(|text| text.parse().ok()).unwrap_or(3))
+}
+
+/// What a key of the storm answers to its `n`th request: key 0 always serves, the last three are refused for good.
+fn weather(key: usize, n: u64) -> Message {
+    let dice = (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(u32::try_from(key).expect("a few") * 7) % 100;
+    let refuse =
+        |status, code: &str| Message::json(status, format!(r#"{{"error":{{"message":"no","code":"{code}"}}}}"#));
+    match (key, dice) {
+        (0, _) => Message::json(200, ANSWER),
+        (7.., _) if n >= 3 => refuse(401, "invalid_api_key"),
+        (_, 0..10) => refuse(500, "server_error"),
+        (_, 10..15) => refuse(503, "overloaded"),
+        (_, 15..20) => refuse(429, "rate_limit_exceeded").header("retry-after", "1"),
+        (_, 20..22) => refuse(403, "forbidden"),
+        _ => Message::json(200, ANSWER),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_good_key_is_enough_in_a_storm() {
+    const KEYS: usize = 10;
+    const PARALLEL: usize = 200;
+    let turns: Arc<[AtomicU64; KEYS]> = Arc::default();
+    let refused: Arc<Mutex<HashMap<usize, HashSet<String>>>> = Arc::default();
+    let provider = {
+        let (turns, refused) = (Arc::clone(&turns), Arc::clone(&refused));
+        Provider::start(move |seen| {
+            let key = key_of(seen);
+            let message = weather(key, turns[key].fetch_add(1, Ordering::Relaxed));
+            if message.status == 401 {
+                let id = seen.header("x-storm").expect("our header").to_owned();
+                refused.lock().unwrap().entry(key).or_default().insert(id);
+            }
+            message.into()
+        })
+        .await
+    };
+    let sidekey = Sidekey::with("openai", &provider.url()).await;
+    sidekey.ok(&["provider-key", "disable", "main"]).await;
+    for n in 0..KEYS {
+        sidekey.add_provider_key_as("openai", &secret(n), &["--name", &format!("k{n}")]).await;
+    }
+    let key = sidekey.create_key(&[]).await.key;
+    let (proxy, end) = (sidekey.proxy, Instant::now() + storm());
+    let mut tasks = JoinSet::new();
+    for worker in 0..PARALLEL {
+        let key = key.clone();
+        tasks.spawn(async move {
+            let mut client = Client::connect(proxy).await.expect("sidekey listens");
+            let mut times = Vec::new();
+            while Instant::now() < end {
+                let id = format!("{worker}-{}", times.len());
+                let began = Instant::now();
+                let answer = client.send(&Request::post(CHAT, BODY).bearer(&key).header("x-storm", &id)).await;
+                let answer = answer.expect("an answer");
+                assert_eq!(answer.status, 200, "{id}: {}", answer.text());
+                times.push((id, began, Instant::now()));
+            }
+            times
+        });
+    }
+    let mut times = HashMap::new();
+    while let Some(done) = tasks.join_next().await {
+        times
+            .extend(done.expect("no client sees a failure").into_iter().map(|(id, began, ended)| (id, (began, ended))));
+    }
+    let mut reached = HashSet::new();
+    let seen = provider.seen();
+    for seen in &seen {
+        let id = seen.header("x-storm").expect("our header").to_owned();
+        assert!(reached.insert((id, key_of(seen))), "a request reached a key twice");
+    }
+    let refused = refused.lock().unwrap().clone();
+    assert_eq!(refused.len(), 3, "not every bad key was tried: {refused:?}");
+    for (key, ids) in &refused {
+        let known = ids.iter().map(|id| times[id].1).min().expect("one at least");
+        let late = reached.iter().filter(|(id, used)| used == key && times[id].0 > known).count();
+        assert_eq!(late, 0, "key {key} was used after it was refused for good");
+        assert_eq!(sidekey.provider_key(&format!("k{key}")).await["status"], "error");
+    }
+    // All are recorded, with as many attempts as the provider saw.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let attempts = loop {
+        let ledger = sidekey.ledger().await;
+        if ledger.len() >= times.len() || Instant::now() > deadline {
+            assert_eq!(ledger.len(), times.len(), "entries are missing");
+            break ledger.iter().filter_map(|entry| entry["attempts"].as_u64()).sum::<u64>();
+        }
+    };
+    assert_eq!(attempts, seen.len() as u64, "the ledger and the provider disagree");
+    println!("{} requests, {} attempts, {:?} by key", times.len(), attempts, counts(&provider));
+}
