@@ -174,10 +174,13 @@ fn measure(entries: u64) -> Result<()> {
     }
     full.config("retention_days = 3")?;
     let running = full.start()?;
-    for second in 0..8 {
-        std::thread::sleep(Duration::from_secs(1));
-        full.say_disk(&format!("pruned, {second} s"), entries / 10)?;
+    let begin = Instant::now();
+    let before = full.disk()?.0;
+    // Blocks go first; the file is written anew when they have.
+    while full.disk()?.0 > before / 2 && begin.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(100));
     }
+    full.say_disk(&format!("pruned, {:.1} s", begin.elapsed().as_secs_f64()), entries / 10)?;
     println!("pruned: {} KB resident", running.rss_kb()?);
     drop(running);
     full.say_disk("stopped", entries / 10)?;
@@ -257,12 +260,14 @@ impl Place {
         Ok(begin.elapsed().as_secs_f64() * 1e3)
     }
 
-    fn say_disk(&self, when: &str, entries: u64) -> Result<()> {
+    /// Bytes of the files, and those they take on disk.
+    fn disk(&self) -> Result<(u64, u64)> {
         let (mut bytes, mut blocks) = (0, 0);
         let mut folders = vec![self.data()];
         while let Some(folder) = folders.pop() {
-            for item in fs::read_dir(folder)? {
-                // Files come and go while it runs.
+            // Files and folders come and go while it runs.
+            let Ok(items) = fs::read_dir(folder) else { continue };
+            for item in items {
                 let Ok(meta) = item.as_ref().map_err(|_| ()).and_then(|item| item.metadata().map_err(|_| ())) else {
                     continue;
                 };
@@ -274,6 +279,11 @@ impl Place {
                 }
             }
         }
+        Ok((bytes, blocks))
+    }
+
+    fn say_disk(&self, when: &str, entries: u64) -> Result<()> {
+        let (bytes, blocks) = self.disk()?;
         println!("{when}: {bytes} bytes in files, {blocks} on disk: {:.1} an entry", blocks as f64 / entries as f64);
         Ok(())
     }

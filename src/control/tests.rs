@@ -495,7 +495,7 @@ async fn usage_ledger_and_groups() {
     assert_eq!((rest["entries"].as_array().unwrap().len(), &rest["entries"][0]["model_requested"]), (1, &json!("a")));
 
     let group = api.get("/api/usage/groups/job%201").await.body;
-    assert_eq!(group["apiKeyUsageSummary"], json!({"user": 1, "team": 0, "system": 2, "none": 0}));
+    assert_eq!(group["apiKeyUsageSummary"], json!({"user": 1, "team": 0, "system": 2}));
     let sources: Vec<&Value> =
         group["apiKeyUsageLog"].as_array().unwrap().iter().map(|call| &call["key_source"]).collect();
     assert_eq!(sources, ["user", "system", "system"]);

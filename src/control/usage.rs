@@ -126,9 +126,10 @@ pub(super) async fn of_group(
     let page = state.store.ledger().query(filter).await?;
     let report = state.store.ledger().usage(sums, Dimension::Source).await?;
     let calls: Vec<EntryView> = page.entries.iter().map(EntryView::from).collect();
-    let paid = |source: &Option<KeySource>| source.map_or("none", KeySource::as_str);
+    // Calls that nobody paid for were refused.
+    let paid = report.paid.iter().filter_map(|(source, totals)| Some((source.as_ref()?, totals)));
     let summary: Map<String, Value> =
-        report.paid.iter().map(|(source, totals)| (paid(source).to_owned(), json!(totals.requests))).collect();
+        paid.map(|(source, totals)| (source.as_str().to_owned(), json!(totals.requests))).collect();
     Ok(Json(json!({
         "group": group,
         "apiKeyUsageLog": calls,

@@ -11,7 +11,8 @@
 //!
 //! # Why bounded
 //! Names of models come from clients. A day has 4,096 cells; what comes beyond goes to cells without models, and beyond
-//! twice that to one without anything but the provider. Totals stay exact, only their parts are coarser.
+//! twice that to one without anything but the provider. Totals stay exact, only their parts are coarser; a day whose parts
+//! are asked for then is summed from its entries, as long as they are all kept.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -242,6 +243,13 @@ impl Rollup {
         self.as_of = next_seq;
         self.added.clear();
     }
+}
+
+/// True when a cell holds what was too much for cells of its own: with `models` when it is about those, else about any value.
+pub(super) fn hides(facts: &Facts<'_>, models: bool) -> bool {
+    // Every entry has an endpoint.
+    let bare = facts.endpoint.is_empty();
+    bare || (models && [facts.model_requested, facts.model_reported].contains(&Some(OTHER)))
 }
 
 /// The number of the first entry that no row of the store holds.

@@ -1047,3 +1047,56 @@ async fn a_store_without_roll_ups_gets_them() {
         assert_eq!(store.ledger().usage(LedgerFilter::default(), Dimension::Model).await.unwrap(), want);
     }
 }
+
+#[tokio::test]
+async fn names_of_one_client_do_not_hide_what_others_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(START_MS);
+    let store = Store::open(StoreOptions { clock: clock.clone(), ..options(dir.path()) }).unwrap();
+    let ledger = store.ledger();
+    let save = async || {
+        ledger.flush().await.unwrap();
+        clock.advance_ms(1_500);
+        ledger.flush().await.unwrap();
+    };
+    let (flood, late) = (9_000_u64, 50_u64);
+    for n in 0..flood {
+        // A name for each request, then a key for each too.
+        let key = if n < 5_000 { id(1) } else { id(10 + n) };
+        let name = Some(format!("made-up-{n}").into());
+        ledger.record(Entry { virtual_key: Some(key), model_requested: name, ..entry(0) }).unwrap();
+        if n % 2_000 == 0 {
+            save().await;
+        }
+    }
+    save().await;
+    for _ in 0..late {
+        let (user, model) = (Some("late".into()), Some("late-model".into()));
+        let entry = Entry { virtual_key: Some(id(2)), user, model_requested: model, ..entry(0) };
+        ledger.record(entry).unwrap();
+    }
+    save().await;
+    let day = START_MS / 86_400_000;
+    let all = LedgerFilter {
+        from_ms: Some(day * 86_400_000),
+        to_ms: Some((day + 1) * 86_400_000),
+        ..LedgerFilter::default()
+    };
+    for (filter, by, value, want) in [
+        (LedgerFilter { key: Some(id(2)), ..all.clone() }, Dimension::User, Some("late".to_owned()), late),
+        (
+            LedgerFilter { model: Some("late-model".into()), ..all.clone() },
+            Dimension::Key,
+            Some(id(2).to_string()),
+            late,
+        ),
+        (all.clone(), Dimension::Model, Some("late-model".to_owned()), late),
+        (all.clone(), Dimension::Key, Some(id(2).to_string()), late),
+        (all.clone(), Dimension::Model, Some("made-up-8999".to_owned()), 1),
+        (all.clone(), Dimension::Provider, Some("openai".to_owned()), flood + late),
+    ] {
+        let report = ledger.usage(filter.clone(), by).await.unwrap();
+        let found = report.groups.iter().find(|group| group.value == value);
+        assert_eq!(found.map(|group| group.totals.requests), Some(want), "{filter:?} by {}", by.as_str());
+    }
+}

@@ -3,7 +3,7 @@
 //! Owns the sums and which of them roll-ups can answer. Leaves entries to `storage::query`, and roll-ups to
 //! `storage::rollup`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::str::FromStr;
 
@@ -321,13 +321,24 @@ fn from_rollups(
     by: Dimension,
     days: Range<u64>,
 ) -> Result<Option<(UsageReport, u64)>, EngineError> {
-    let mut sums = Sums::new(by);
+    let models = by == Dimension::Model || filter.model.is_some();
+    let mut rolled: BTreeMap<u64, RolledDay> = BTreeMap::new();
     let as_of = rollup::visit(source.rollups, days.start, days.end, |facts, totals| {
+        let day = rolled.entry(facts.day).or_insert_with(|| RolledDay::new(by));
+        day.requests += totals.requests;
+        day.coarse |= rollup::hides(facts, models);
         if filter.fits(facts) {
-            sums.merge(facts, totals);
+            day.sums.merge(facts, totals);
         }
     })?;
     let Some(as_of) = as_of else { return Ok(None) };
+    let mut sums = Sums::new(by);
+    for (number, day) in rolled {
+        let fine = if day.coarse { day_from_entries(source, filter, by, number, as_of)? } else { RolledDay::new(by) };
+        // Where entries have been pruned, coarse sums are the best there is.
+        let complete = day.coarse && fine.requests == day.requests;
+        sums.absorb(if complete { fine.sums } else { day.sums });
+    }
     let mut damaged = query::scan_from(source, as_of, |entry| {
         if days.contains(&(entry.time_ms / DAY_MS)) && filter.matches(entry) {
             sums.add(entry);
@@ -340,6 +351,45 @@ fn from_rollups(
         }
     }
     Ok(Some((sums.report(filter), damaged)))
+}
+
+/// What a day came to.
+struct RolledDay {
+    /// Of all entries, whether they fit or not.
+    requests: u64,
+    /// Some of what is asked for was too much for the day's cells.
+    coarse: bool,
+    sums: Sums,
+}
+
+impl RolledDay {
+    fn new(by: Dimension) -> Self {
+        Self { requests: 0, coarse: false, sums: Sums::new(by) }
+    }
+}
+
+/// A day summed from those of its entries that the roll-ups hold.
+fn day_from_entries(
+    source: &Source<'_>,
+    filter: &LedgerFilter,
+    by: Dimension,
+    day: u64,
+    as_of: u64,
+) -> Result<RolledDay, EngineError> {
+    let (from_ms, to_ms) = (Some(day * DAY_MS), Some((day + 1) * DAY_MS));
+    let of_day = LedgerFilter { from_ms, to_ms, ..LedgerFilter::default() };
+    let mut found = RolledDay::new(by);
+    query::scan(source, &of_day, false, |first_seq, _, entries| {
+        let held = (first_seq..as_of).zip(entries).map(|(_, entry)| entry);
+        for entry in held.filter(|entry| of_day.matches(entry)) {
+            found.requests += 1;
+            if filter.matches(&entry) {
+                found.sums.add(&entry);
+            }
+        }
+        first_seq < as_of
+    })?;
+    Ok(found)
 }
 
 fn sum_entries(source: &Source<'_>, filter: &LedgerFilter, sums: &mut Sums) -> Result<u64, EngineError> {
@@ -412,6 +462,18 @@ impl Sums {
         self.part(facts.key_source).merge(totals);
         if let Some(group) = self.group(facts) {
             group.merge(totals);
+        }
+    }
+
+    fn absorb(&mut self, other: Self) {
+        for ((_, part), (_, more)) in self.paid.iter_mut().zip(&other.paid) {
+            part.merge(more);
+        }
+        for (number, more) in other.numbers {
+            self.numbers.entry(number).or_default().merge(&more);
+        }
+        for (text, more) in other.texts {
+            self.texts.entry(text).or_default().merge(&more);
         }
     }
 

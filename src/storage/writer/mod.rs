@@ -203,7 +203,9 @@ impl Writer {
 
     fn idle_time(&self, now: Nanos) -> Duration {
         let reopen = self.engine.is_none().then_some(self.due.reopen);
-        let next = [reopen, self.due.recovery, self.due.sync, self.due.journal].into_iter().flatten().min();
+        // Much to prune is pruned at once, not some each second.
+        let prune = self.engine.is_some().then_some(self.due.prune);
+        let next = [reopen, prune, self.due.recovery, self.due.sync, self.due.journal].into_iter().flatten().min();
         next.map_or(IDLE, |at| Duration::from_nanos(at.saturating_sub(now).max(1_000_000)).min(IDLE))
     }
 
