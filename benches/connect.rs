@@ -307,7 +307,7 @@ async fn held(sidekey: &Sidekey, sink: SocketAddr) -> Result<()> {
     drop(tunnels);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let between = footprint(pid)?;
-    println!("  afterwards: {} files more than before", between.1 - before.1);
+    println!("  before: {} files, afterwards {}", before.1, between.1);
     let request = sidekey.request("/v1/chat/completions", &BODY.replace("{\"model\"", "{\"stream\":true,\"model\""));
     let mut streams = Vec::with_capacity(STREAMS);
     for _ in 0..STREAMS {
@@ -322,6 +322,6 @@ async fn held(sidekey: &Sidekey, sink: SocketAddr) -> Result<()> {
     drop(streams);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (bytes, files) = footprint(pid)?;
-    println!("  afterwards: {} files more than before, {:.1} MB resident", files - before.1, bytes as f64 / 1e6);
+    println!("  before: {} files, afterwards {files}; {:.1} MB resident", before.1, bytes as f64 / 1e6);
     Ok(())
 }
