@@ -148,7 +148,9 @@ fn read_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
     Some((Frame { first_seq, entries: number(12) & 0x00ff_ffff, form, payload: payload.to_vec() }, after))
 }
 
-fn checksum(head: &[u8], payload: &[u8]) -> [u8; 8] {
+/// Eight bytes of blake3 over both: what tells a whole piece of a file from one that was being written. Against damage, not
+/// against an enemy.
+pub(super) fn checksum(head: &[u8], payload: &[u8]) -> [u8; 8] {
     let hash = blake3::Hasher::new().update(head).update(payload).finalize();
     let mut out = [0; 8];
     out.copy_from_slice(&hash.as_bytes()[..8]);

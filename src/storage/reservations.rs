@@ -24,6 +24,7 @@ use crate::entry::{Entry, Outcome};
 use crate::unit::TokensSource;
 
 use super::block::{Entries, Form, StoredEntry, cut_at, encode};
+use super::journal::checksum;
 
 const PLACE: usize = 2048;
 const HEAD: usize = 11;
@@ -145,13 +146,6 @@ fn read_place(place: &[u8; PLACE]) -> Option<Entry> {
         return None;
     }
     Entries::new(payload, 1, form).next().map(|entry| entry.to_entry())
-}
-
-fn checksum(head: &[u8], payload: &[u8]) -> [u8; 8] {
-    let hash = blake3::Hasher::new().update(head).update(payload).finalize();
-    let mut out = [0; 8];
-    out.copy_from_slice(&hash.as_bytes()[..8]);
-    out
 }
 
 #[cfg(test)]
