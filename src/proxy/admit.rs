@@ -2,9 +2,11 @@
 //!
 //! Owns the estimate; leaves the decision to `limit`.
 
+use std::sync::Arc;
+
 use crate::limit::{Consumption, Moment, Permit};
 use crate::policy::Otherwise;
-use crate::pricing::PriceTable;
+use crate::pricing::{PriceTable, Resolved};
 use crate::provider::Asked;
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::Error;
@@ -30,7 +32,7 @@ pub(super) fn session() -> Consumption {
     Consumption::tokens(1, 0)
 }
 
-/// The estimate with what it costs.
+/// The estimate with what it costs, and the price it costs that by, where there is one.
 ///
 /// # Errors
 /// When the caller has a budget, and nobody knows what the model costs.
@@ -40,20 +42,20 @@ pub(super) fn price(
     caller: &Caller,
     (provider, model): (&str, Option<&str>),
     prices: &PriceTable,
-) -> Result<Consumption, Error> {
+) -> Result<(Consumption, Option<Arc<Resolved>>), Error> {
     if wire == Wire::None {
-        return Ok(estimate);
+        return Ok((estimate, None));
     }
     if let Some(found) = model.and_then(|model| prices.resolve(provider, model)) {
         let nano_usd = found.price.estimate(estimate.input, estimate.output, None);
-        return Ok(Consumption { nano_usd, ..estimate });
+        return Ok((Consumption { nano_usd, ..estimate }, Some(found)));
     }
     match caller.key() {
         Some(key) if key.unpriced == Otherwise::Deny && key.has_budget() => Err(Error::Unpriced {
             provider: provider.to_owned(),
             model: model.unwrap_or("of an unknown name").to_owned(),
         }),
-        _ => Ok(estimate),
+        _ => Ok((estimate, None)),
     }
 }
 

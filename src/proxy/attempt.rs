@@ -115,10 +115,10 @@ impl Attempt {
         }
     }
 
-    /// The end of the request that this try was the last of.
-    pub(super) fn settle(mut self, entry: &Entry, consumed: Consumption, broke: bool, books: &Books) {
+    /// The end, now, of the request that this try was the last of.
+    pub(super) fn settle(mut self, entry: &Entry, (now, consumed): (Nanos, Consumption), broke: bool, books: &Books) {
         if let Some(permit) = self.permit.take_if(|_| self.is_sent) {
-            permit.settle(books.clock.now(), consumed);
+            permit.settle(now, consumed);
         }
         if broke {
             // Its head was good, the rest was not.

@@ -81,7 +81,7 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
         explanation.provider_keys = keys.into_iter().map(|key| (Arc::clone(&key), key.record.owner.source())).collect();
         why.note(admit::place(&caller, &store.ledger()).map(drop));
         let price = admit::price(need, call.wire, &caller, (&upstream.id, model), snapshot.prices());
-        explanation.need = why.note(price).unwrap_or(need);
+        explanation.need = why.note(price).map_or(need, |(need, _)| need);
         explanation.priced = model.is_some_and(|model| snapshot.prices().resolve(&upstream.id, model).is_some());
         explanation.endpoint = Some(call.endpoint);
         explanation.model = model.map(str::to_owned);

@@ -200,12 +200,13 @@ impl Account {
             open.attempt = Some(attempt);
         }
         open.note()?;
+        let now = open.books.clock.now();
         if let Some(attempt) = &mut open.attempt {
-            attempt.sent(open.books.clock.now());
+            attempt.sent(now);
         }
         open.entry.attempts += 1;
         if open.entry.attempts == 1 {
-            open.entry.overhead_ns = open.books.clock.now().saturating_sub(ready);
+            open.entry.overhead_ns = now.saturating_sub(ready);
         } else {
             open.metrics.failovers.inc();
         }

@@ -116,11 +116,6 @@ impl Open {
             total: figure(reserved.total),
             ..Usage::default()
         };
-        if reserved.nano_usd > 0 {
-            let model = self.entry.model_requested.as_deref();
-            let price = model.and_then(|model| self.prices.resolve(&self.entry.provider, model));
-            self.entry.price_version = price.map(|price| Arc::clone(&price.version));
-        }
         let noted = self.place.note(&self.entry, estimate, figure(reserved.nano_usd));
         // Where room is kept for the entry, the request depends on being recorded.
         noted.or_else(|error| if self.place.is_promised() { Err(Error::Unrecorded(error.to_string())) } else { Ok(()) })
@@ -337,7 +332,7 @@ impl Closed {
             note_output(key, &open.entry);
         }
         if let Some(attempt) = open.attempt.take() {
-            attempt.settle(&open.entry, consumed, self.end == End::UpstreamBroke, &open.books);
+            attempt.settle(&open.entry, (now, consumed), self.end == End::UpstreamBroke, &open.books);
         }
         if open.entry.status == 0 {
             open.entry.status = CLIENT_CLOSED;

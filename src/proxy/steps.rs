@@ -167,14 +167,17 @@ impl Proxy {
             }
         };
         let place = admit::place(&selected.caller, &self.books.ledger)?;
-        let estimate = match trail.account.open() {
+        let (estimate, found) = match trail.account.open() {
             Some(open) => {
                 let asked = (&*open.entry.provider, open.entry.model_requested.as_deref());
                 admit::price(estimate, selected.call.wire, &selected.caller, asked, &open.prices)?
             }
-            None => estimate,
+            None => (estimate, None),
         };
         let permit = admit::admit(&selected.caller, estimate, at)?;
+        if let (Some(open), true) = (trail.account.open(), permit.is_some() && estimate.nano_usd > 0) {
+            open.entry.price_version = found.map(|found| Arc::clone(&found.version));
+        }
         trail.account.hold(permit, place);
         Ok(Admitted { selected, need: estimate })
     }
