@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 use crate::clock::parse_rfc3339;
 use crate::control::policy::{With, allowed, globs, said, set};
-use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
 use crate::control::view::KeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
-use crate::id::{KeyId, is_name};
+use crate::id::KeyId;
 use crate::limit::Moment;
 use crate::plan::Plan;
 use crate::policy::{Budget, Limits, Policy};
@@ -333,9 +333,7 @@ impl Wish {
             ("team", flat(&self.team)),
             ("plan", flat(&self.plan)),
         ] {
-            if name.is_some_and(|name| !is_name(name)) {
-                return Err(Problem::invalid(field, "must be 1 to 128 printable characters without spaces around"));
-            }
+            name.map_or(Ok(()), |name| check_name(field, name))?;
         }
         if let Some(plan) = flat(&self.plan).filter(|plan| state.store.snapshot().named::<Plan>(plan).is_none()) {
             let problem = Problem::invalid("plan", format!("there is no plan {plan:?}"));

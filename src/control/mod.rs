@@ -37,6 +37,7 @@ mod ca;
 mod explain;
 pub mod health;
 mod keys;
+mod named;
 mod owners;
 mod plans;
 pub mod policy;
@@ -62,6 +63,8 @@ use crate::control::health::Readiness;
 use crate::control::problem::Problem;
 use crate::explain::{Explanation, Question};
 use crate::id::{KeyId, ScopeId};
+use crate::plan::Plan;
+use crate::pool::Pool;
 use crate::provider::Registry;
 use crate::storage::{Store, StoreError};
 use crate::virtual_key::KeysSection;
@@ -116,9 +119,9 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/keys/{id}/revoke", post(keys::revoke))
         .route("/api/keys/{id}/usage", get(usage::of_key))
         .route("/api/plans", get(plans::list).post(plans::create))
-        .route("/api/plans/{name}", get(plans::show).patch(plans::update).delete(plans::delete))
+        .route("/api/plans/{name}", get(plans::show).patch(plans::update).delete(named::delete::<Plan>))
         .route("/api/pools", get(pools::list).post(pools::create))
-        .route("/api/pools/{name}", get(pools::show).patch(pools::update).delete(pools::delete))
+        .route("/api/pools/{name}", get(pools::show).patch(pools::update).delete(named::delete::<Pool>))
         .merge(owners::routes("/api/users", ScopeId::User))
         .merge(owners::routes("/api/teams", ScopeId::Team))
         .route("/api/prices", get(prices::list).post(prices::import))

@@ -15,11 +15,12 @@ use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::control::named::ListQuery;
 use crate::control::policy::{With, bare, globs, said};
-use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
 use crate::control::view::{SharedView, keys_by_scope};
 use crate::control::{ControlState, Page, etag, expected_version, page};
-use crate::id::{ScopeId, is_name};
+use crate::id::ScopeId;
 use crate::limit::Moment;
 use crate::owner::OwnerPolicy;
 use crate::policy::Policy;
@@ -58,13 +59,6 @@ impl OwnerView {
         let used = SharedView::new(snapshot, keys, scope, at);
         Self { id: bare(scope), models, policy, description, used, version }
     }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct ListQuery {
-    limit: Option<usize>,
-    cursor: Option<String>,
 }
 
 /// The routes of users, or of teams: `at` is `/api/` and the name of the list.
@@ -107,9 +101,7 @@ async fn set(
     body: Bytes,
 ) -> Result<Response, Problem> {
     let With { policy, rest: wish } = parse::<With<Wish>>(&headers, &body, Tell::All)?;
-    if !is_name(&bare(&scope)) {
-        return Err(Problem::invalid("id", "must be 1 to 128 printable characters without spaces around"));
-    }
+    check_name("id", &bare(&scope))?;
     let (mut record, version) = record(&state.store.snapshot(), &scope);
     let expected = expected_version(&headers)?.unwrap_or(version);
     if expected != version {

@@ -13,11 +13,12 @@ use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::control::named::{self, ListQuery};
 use crate::control::policy::{PolicyWish, With, globs, said};
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::view::{SharedView, keys_by_scope};
 use crate::control::{ControlState, Page, etag, expected_version, page, path_part};
-use crate::id::{ScopeId, is_name};
+use crate::id::ScopeId;
 use crate::limit::Moment;
 use crate::plan::Plan;
 use crate::policy::Policy;
@@ -60,13 +61,6 @@ impl PlanView {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct ListQuery {
-    limit: Option<usize>,
-    cursor: Option<String>,
-}
-
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<ListQuery>,
@@ -86,10 +80,7 @@ pub(super) async fn create(
     body: Bytes,
 ) -> Result<Response, Problem> {
     let wish: With<Wish> = parse(&headers, &body, Tell::All)?;
-    let name = wish.rest.name.clone().ok_or_else(|| Problem::invalid("name", "is missing"))?;
-    if !is_name(&name) {
-        return Err(Problem::invalid("name", "must be 1 to 128 printable characters without spaces around"));
-    }
+    let name = named::new_name(wish.rest.name.as_ref())?;
     let location = format!("/api/plans/{}", path_part(&name));
     let mut plan = Plan { name, ..Plan::default() };
     apply(&wish, &mut plan)?;
@@ -102,7 +93,7 @@ pub(super) async fn show(
     State(state): State<Arc<ControlState>>,
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
-    let (plan, version) = find(&state, &name)?;
+    let (plan, version) = named::find::<Plan>(&state, &name)?;
     Ok(answer(&state, &plan, version))
 }
 
@@ -116,26 +107,12 @@ pub(super) async fn update(
     if wish.rest.name.as_ref().is_some_and(|said| *said != name) {
         return Err(Problem::invalid("name", "cannot change: keys name their plan by it").fix("make a new plan"));
     }
-    let (before, version) = find(&state, &name)?;
+    let (before, version) = named::find::<Plan>(&state, &name)?;
     let expected = expected_version(&headers)?.unwrap_or(version);
     let mut plan = (*before).clone();
     apply(&wish, &mut plan)?;
     let (plan, version) = state.store.put_named(plan, Some(expected)).await?;
     Ok(answer(&state, &plan, version))
-}
-
-pub(super) async fn delete(
-    State(state): State<Arc<ControlState>>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-) -> Result<StatusCode, Problem> {
-    state.store.delete_named::<Plan>(&name, expected_version(&headers)?).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-fn find(state: &ControlState, name: &str) -> Result<(Arc<Plan>, u64), Problem> {
-    let found = state.store.snapshot().named::<Plan>(name);
-    found.ok_or_else(|| Problem::not_found(&format!("plan {name:?}")))
 }
 
 fn answer(state: &ControlState, plan: &Plan, version: u64) -> Response {

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock::Nanos;
+use crate::control::named::{self, ListQuery};
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::{ControlState, Page, etag, expected_version, page, path_part};
-use crate::id::{KeyId, Owner, is_name};
+use crate::id::{KeyId, Owner};
 use crate::pool::{Pool, PoolPolicy};
 use crate::storage::Snapshot;
 
@@ -75,13 +76,6 @@ impl PoolView {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct ListQuery {
-    limit: Option<usize>,
-    cursor: Option<String>,
-}
-
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<ListQuery>,
@@ -101,10 +95,7 @@ pub(super) async fn create(
     body: Bytes,
 ) -> Result<Response, Problem> {
     let wish: Wish = parse(&headers, &body, Tell::All)?;
-    let name = wish.name.clone().ok_or_else(|| Problem::invalid("name", "is missing"))?;
-    if !is_name(&name) {
-        return Err(Problem::invalid("name", "must be 1 to 128 printable characters without spaces around"));
-    }
+    let name = named::new_name(wish.name.as_ref())?;
     let location = format!("/api/pools/{}", path_part(&name));
     let mut pool = Pool { name, ..Pool::default() };
     apply(&state, wish, &mut pool)?;
@@ -116,7 +107,7 @@ pub(super) async fn show(
     State(state): State<Arc<ControlState>>,
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
-    let (pool, version) = find(&state, &name)?;
+    let (pool, version) = named::find::<Pool>(&state, &name)?;
     Ok(answer(&state, &pool, version))
 }
 
@@ -130,26 +121,12 @@ pub(super) async fn update(
     if wish.name.as_ref().is_some_and(|said| *said != name) {
         return Err(Problem::invalid("name", "cannot change: keys name their pool by it").fix("make a new pool"));
     }
-    let (before, version) = find(&state, &name)?;
+    let (before, version) = named::find::<Pool>(&state, &name)?;
     let expected = expected_version(&headers)?.unwrap_or(version);
     let mut pool = (*before).clone();
     apply(&state, wish, &mut pool)?;
     let (pool, version) = state.store.put_named(pool, Some(expected)).await?;
     Ok(answer(&state, &pool, version))
-}
-
-pub(super) async fn delete(
-    State(state): State<Arc<ControlState>>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-) -> Result<StatusCode, Problem> {
-    state.store.delete_named::<Pool>(&name, expected_version(&headers)?).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-fn find(state: &ControlState, name: &str) -> Result<(Arc<Pool>, u64), Problem> {
-    let found = state.store.snapshot().named::<Pool>(name);
-    found.ok_or_else(|| Problem::not_found(&format!("pool {name:?}")))
 }
 
 fn answer(state: &ControlState, pool: &Pool, version: u64) -> Response {

@@ -9,6 +9,8 @@ use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::id::is_name;
+
 /// Why a request of the admin API failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
@@ -76,6 +78,17 @@ impl IntoResponse for Problem {
         // A struct of strings and a number: it always serializes.
         let body = serde_json::to_vec(&self).unwrap_or_default();
         (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+    }
+}
+
+/// The name that a field has, or must have.
+///
+/// # Errors
+/// 422 when it cannot be a name.
+pub(super) fn check_name(field: &str, name: &str) -> Result<(), Problem> {
+    match is_name(name) {
+        true => Ok(()),
+        false => Err(Problem::invalid(field, "must be 1 to 128 printable characters without spaces around")),
     }
 }
 

@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::control::policy::{PolicyWish, With};
-use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
 use crate::control::view::ProviderKeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
-use crate::id::{KeyId, Owner, is_name};
+use crate::id::{KeyId, Owner};
 use crate::policy::Policy;
 use crate::pool::MAX_WEIGHT;
 use crate::provider_key::{Blow, Change as Became, Origin, ProviderKey, Standing, Status};
@@ -195,9 +195,7 @@ fn check(state: &ControlState, record: &ProviderKey) -> Result<(), Problem> {
     if !(1..=MAX_WEIGHT).contains(&record.weight) {
         return Err(Problem::invalid("weight", format!("must be 1 to {MAX_WEIGHT}")));
     }
-    if !is_name(&record.name) {
-        return Err(Problem::invalid("name", "must be 1 to 128 printable characters without spaces around"));
-    }
+    check_name("name", &record.name)?;
     let snapshot = state.store.snapshot();
     let twin = |key: &Arc<ProviderKeyState>| key.record.id != record.id && key.record.name == record.name;
     if snapshot.provider_keys(&record.provider).iter().any(twin) {
