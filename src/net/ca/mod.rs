@@ -12,7 +12,7 @@
 
 mod generation;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use moka::sync::Cache;
@@ -57,13 +57,29 @@ pub enum CaError {
 /// The local CA as it works: generations, oldest first, and the leaves made so far.
 pub struct Ca {
     generations: Vec<Issuing>,
-    /// One key for all leaves, of this process alone: not the CA's, which would give both the same identifier and
-    /// confuse some verifiers.
+    /// Made when the first host is asked for: the process's first randomness takes 30 ms, which a start need not wait for
+    /// where nobody is intercepted.
+    common: OnceLock<Common>,
+    leaves: Cache<Box<str>, Leaf>,
+    clock: Clock,
+}
+
+/// What all leaves have in common.
+struct Common {
+    /// One key for all, of this process alone: not the CA's, which would give both the same identifier and confuse some
+    /// verifiers.
     leaf_key: rcgen::KeyPair,
     signing_key: Arc<dyn rustls::sign::SigningKey>,
     base: ServerConfig,
-    leaves: Cache<Box<str>, Leaf>,
-    clock: Clock,
+}
+
+impl Common {
+    fn new() -> Result<Self, CaError> {
+        let leaf_key = rcgen::KeyPair::generate()?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialized_der()));
+        let signing_key = crypto::sign::any_supported_type(&key)?;
+        Ok(Self { leaf_key, signing_key, base: base_config(Arc::new(crypto::default_provider()))? })
+    }
 }
 
 #[derive(Clone)]
@@ -82,14 +98,10 @@ impl Ca {
     /// A CA of these generations, oldest first.
     ///
     /// # Errors
-    /// When there is no randomness, or a generation's key is none.
+    /// When a generation's key is none.
     pub fn new(generations: Vec<Generation>, clock: Clock) -> Result<Self, CaError> {
         let generations = generations.into_iter().map(Issuing::new).collect::<Result<_, _>>()?;
-        let leaf_key = rcgen::KeyPair::generate()?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialized_der()));
-        let signing_key = crypto::sign::any_supported_type(&key)?;
-        let base = base_config(Arc::new(crypto::default_provider()))?;
-        Ok(Self { generations, leaf_key, signing_key, base, leaves: Cache::new(LEAVES), clock })
+        Ok(Self { generations, common: OnceLock::new(), leaves: Cache::new(LEAVES), clock })
     }
 
     /// How to speak TLS as `host` (lower case, without a dot at its end).
@@ -98,7 +110,7 @@ impl Ca {
     /// one only.
     ///
     /// # Errors
-    /// When no generation may sign for it.
+    /// When no generation may sign for it, or there is no randomness.
     pub fn server_config(&self, host: &str) -> Result<Arc<ServerConfig>, CaError> {
         let now_ms = self.clock.wall_ms();
         if let Some(leaf) = self.leaves.get(host).filter(|leaf| now_ms < leaf.renew_ms) {
@@ -120,15 +132,24 @@ impl Ca {
         self.generations.iter().map(|issuing| &issuing.of)
     }
 
+    fn common(&self) -> Result<&Common, CaError> {
+        if let Some(common) = self.common.get() {
+            return Ok(common);
+        }
+        // Of two that are made at once the first counts.
+        let made = Common::new()?;
+        Ok(self.common.get_or_init(|| made))
+    }
+
     fn mint(&self, host: &str, now_ms: u64) -> Result<Leaf, CaError> {
         let usable = |issuing: &&Issuing| issuing.of.permits(host) && now_ms < issuing.of.expires_ms;
         let issuing = self.generations.iter().find(usable).ok_or_else(|| CaError::NotPermitted(host.to_owned()))?;
         let lifetime = millis(LEAF_LIFETIME).min(issuing.of.expires_ms - now_ms);
-        let leaf =
-            issuing.sign_leaf(host, &self.leaf_key, now_ms.saturating_sub(millis(BACKDATE)), now_ms + lifetime)?;
+        let Common { leaf_key, signing_key, base } = self.common()?;
+        let leaf = issuing.sign_leaf(host, leaf_key, now_ms.saturating_sub(millis(BACKDATE)), now_ms + lifetime)?;
         let chain = vec![leaf, issuing.of.intermediate.clone()];
-        let mut config = self.base.clone();
-        config.cert_resolver = Arc::new(Only(Arc::new(CertifiedKey::new(chain, Arc::clone(&self.signing_key)))));
+        let mut config = base.clone();
+        config.cert_resolver = Arc::new(Only(Arc::new(CertifiedKey::new(chain, Arc::clone(signing_key)))));
         let renew_ms = now_ms + lifetime.min(millis(LEAF_RENEWAL));
         Ok(Leaf { config: Arc::new(config), renew_ms })
     }
