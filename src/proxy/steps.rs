@@ -11,7 +11,7 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::clock::Nanos;
 use crate::entry::{Entry, Outcome};
-use crate::id::{KeySource, is_name};
+use crate::id::{KeySource, ScopeId, is_name};
 use crate::limit::{Consumption, Moment, RateHeaders};
 use crate::provider::{Asked, Call, Upstream, check_path};
 use crate::proxy::authenticate::{Caller, Door, authenticate};
@@ -305,14 +305,21 @@ fn entry(
     call: &Call<'_>,
     asked: &Asked,
 ) -> Entry {
-    let key = caller.key().map(|key| &key.record);
-    let name = |name: Option<&String>| name.map(|name| Arc::from(name.as_str()));
+    let [mut user, mut team, mut plan] = [None, None, None];
+    for scope in caller.key().into_iter().flat_map(|key| &*key.scopes) {
+        match scope.id() {
+            ScopeId::Plan(name) => plan = Some(Arc::clone(name)),
+            ScopeId::Team(id) => team = Some(Arc::clone(id)),
+            ScopeId::User(id) => user = Some(Arc::clone(id)),
+            ScopeId::Key(_) | ScopeId::ProviderKey(_) => {}
+        }
+    }
     Entry {
         request_id: arrival.id,
         time_ms: arrival.wall_ms,
-        virtual_key: key.map(|key| key.id),
-        user: name(key.and_then(|key| key.user.as_ref())),
-        team: name(key.and_then(|key| key.team.as_ref())),
+        virtual_key: caller.key().map(|key| key.record.id),
+        user,
+        team,
         group,
         provider: Arc::clone(&lane.upstream.id),
         provider_key: None,
@@ -335,8 +342,8 @@ fn entry(
         upstream_request_id: None,
         price_version: None,
         service_tier: None,
-        plan: name(key.and_then(|key| key.plan.as_ref())),
-        pool: name(key.and_then(|key| key.pool.as_ref())),
+        plan,
+        pool: caller.key().and_then(|key| key.record.pool.as_deref()).map(Arc::from),
     }
 }
 
