@@ -89,22 +89,7 @@ impl Scope {
     /// True when it holds a request to nothing.
     #[must_use]
     pub fn is_unlimited(&self) -> bool {
-        let in_force = self.in_force.load();
-        let Limits { rpm, tpm, max_in_flight, tpm_counts: _ } = in_force.policy.limits;
-        rpm.or(tpm).or(max_in_flight).is_none() && in_force.amounts.is_empty()
-    }
-
-    /// True when there is a budget, and not only in shadow.
-    #[must_use]
-    pub fn has_budget(&self) -> bool {
-        let is_budget = |terms: &Terms| terms.measure == Measure::Money && !terms.shadow;
-        self.in_force.load().amounts.iter().any(|(terms, _)| is_budget(terms))
-    }
-
-    /// True when there is a budget or a quota, and not only in shadow.
-    #[must_use]
-    pub fn counts_amounts(&self) -> bool {
-        self.in_force.load().amounts.iter().any(|(terms, _)| !terms.shadow)
+        !self.in_force.load().policy.limits_anything()
     }
 
     /// Requests open.

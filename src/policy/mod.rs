@@ -245,13 +245,19 @@ impl Policy {
     #[must_use]
     pub fn limits_anything(&self) -> bool {
         let Limits { rpm, tpm, max_in_flight, tpm_counts: _ } = self.limits;
-        rpm.or(tpm).or(max_in_flight).is_some() || self.counts_amounts()
+        rpm.or(tpm).or(max_in_flight).is_some() || !self.budgets.is_empty() || !self.quotas.is_empty()
     }
 
-    /// True when there is a budget or a quota that holds.
+    /// True when there is a budget, and not only in shadow.
     #[must_use]
-    pub fn counts_amounts(&self) -> bool {
-        !self.budgets.is_empty() || !self.quotas.is_empty()
+    pub fn holds_money(&self) -> bool {
+        self.budgets.iter().any(|budget| !budget.shadow)
+    }
+
+    /// True when there is a budget or a quota, and not only in shadow.
+    #[must_use]
+    pub fn holds_amounts(&self) -> bool {
+        self.holds_money() || self.quotas.iter().any(|quota| !quota.shadow)
     }
 
     /// This one, and where it says nothing what `other` says: a key's own goes before its plan's. Budgets of the same

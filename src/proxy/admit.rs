@@ -51,7 +51,7 @@ pub(super) fn price(
         return Ok((Consumption { nano_usd, ..estimate }, Some(found)));
     }
     match caller.key() {
-        Some(key) if key.unpriced == Otherwise::Deny && key.has_budget() => Err(Error::Unpriced {
+        Some(key) if key.unpriced == Otherwise::Deny => Err(Error::Unpriced {
             provider: provider.to_owned(),
             model: model.unwrap_or("of an unknown name").to_owned(),
         }),
@@ -68,7 +68,7 @@ pub(super) fn admit(caller: &Caller, estimate: Consumption, at: Moment) -> Resul
 /// Room in the ledger for the request's entry: kept for it where the caller must not be served unrecorded.
 pub(super) fn place(caller: &Caller, ledger: &Ledger) -> Result<EntryPlace, Error> {
     match caller.key() {
-        Some(key) if key.unrecorded() == Otherwise::Deny => {
+        Some(key) if key.unrecorded == Otherwise::Deny => {
             ledger.promise().map_err(|full| Error::Unrecorded(full.to_string()))
         }
         _ => Ok(ledger.place()),

@@ -50,10 +50,10 @@ pub struct KeyState {
     pub outputs: Arc<Outputs>,
     /// True to end streams that use up what was reserved for them.
     pub hard_stop: bool,
-    /// What becomes of a request for a model without a price, where there is a budget.
+    /// What becomes of a request for a model without a price; it passes where there is no budget.
     pub unpriced: Otherwise,
-    /// What becomes of a request that cannot be recorded; `None` is `deny` where there is a budget or quota.
-    pub unrecorded: Option<Otherwise>,
+    /// What becomes of a request that cannot be recorded; unless said, it passes where there is no budget and no quota.
+    pub unrecorded: Otherwise,
     /// Allow-lists of models: a model must be in every one. Lists that allow all are left out.
     pub models: Vec<ModelList>,
 }
@@ -98,19 +98,6 @@ impl KeyState {
     #[must_use]
     pub fn remaining(&self, now: Nanos) -> RateHeaders {
         self.scopes.iter().map(|scope| scope.remaining(now)).fold(RateHeaders::default(), RateHeaders::tightest)
-    }
-
-    /// True when some scope has a budget.
-    #[must_use]
-    pub fn has_budget(&self) -> bool {
-        self.scopes.iter().any(|scope| scope.has_budget())
-    }
-
-    /// What becomes of a request that cannot be recorded.
-    #[must_use]
-    pub fn unrecorded(&self) -> Otherwise {
-        let counted = || self.scopes.iter().any(|scope| scope.counts_amounts());
-        self.unrecorded.unwrap_or_else(|| if counted() { Otherwise::Deny } else { Otherwise::Allow })
     }
 }
 
@@ -249,6 +236,10 @@ impl Snapshot {
         }
         // A list that holds `*` allows all, as an empty one does.
         models.retain(|list| !list.globs.is_empty() && !list.globs.iter().any(|glob| glob == "*"));
+        let deny_if = |held: bool| if held { Otherwise::Deny } else { Otherwise::Allow };
+        let priced = policies.iter().any(Policy::holds_money);
+        let unpriced = policies.iter().find_map(|policy| policy.unpriced).filter(|_| priced);
+        let unrecorded = policies.iter().find_map(|policy| policy.unrecorded);
         let state = Arc::new(KeyState {
             plan,
             policy,
@@ -257,8 +248,8 @@ impl Snapshot {
             stats,
             outputs,
             hard_stop: policies.iter().find_map(|policy| policy.hard_stop).unwrap_or(false),
-            unpriced: policies.iter().find_map(|policy| policy.unpriced).unwrap_or(Otherwise::Deny),
-            unrecorded: policies.iter().find_map(|policy| policy.unrecorded),
+            unpriced: unpriced.unwrap_or_else(|| deny_if(priced)),
+            unrecorded: unrecorded.unwrap_or_else(|| deny_if(policies.iter().any(Policy::holds_amounts))),
             models,
             record,
         });
