@@ -30,25 +30,30 @@ pub struct Permit {
 #[derive(Debug)]
 pub(super) struct Hold {
     scope: Arc<Scope>,
+    pub(super) taken: Taken,
+    end: Settlement,
+}
+
+/// What is taken of a scope, beside the place in flight.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
     /// Nanoseconds taken of each cell at the weights of that moment: what must go back even if the limit has changed.
-    pub(super) rpm_taken: u64,
-    pub(super) tpm_taken: u64,
+    pub(super) rpm: u64,
+    pub(super) tpm: u64,
     pub(super) tokens: u64,
     pub(super) amounts: Vec<Held>,
-    end: Settlement,
 }
 
 impl Hold {
     /// Of a place in flight that is taken.
     pub(super) fn new(scope: Arc<Scope>) -> Self {
-        Self { scope, rpm_taken: 0, tpm_taken: 0, tokens: 0, amounts: Vec::new(), end: Settlement::Refund }
+        Self { scope, taken: Taken::default(), end: Settlement::Refund }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let (scope, end) = (Arc::clone(&self.scope), self.end);
-        scope.settle(self, end);
+        self.scope.settle(&mut self.taken, self.end);
     }
 }
 
@@ -97,8 +102,8 @@ impl Permit {
     /// which a request that gets no more does at once.
     pub fn grow(&mut self, at: Moment, more: Consumption) -> Result<(), Box<Refused>> {
         for hold in &mut self.holds {
-            let scope = Arc::clone(&hold.scope);
-            scope.grow(hold, at, &more).map_err(|met| Box::new(scope.refused(met, at, &more)))?;
+            let Hold { scope, taken, .. } = hold;
+            scope.grow(taken, at, &more).map_err(|met| Box::new(scope.refused(met, at, &more)))?;
         }
         self.reserved = self.reserved.plus(&more);
         Ok(())

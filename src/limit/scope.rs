@@ -14,7 +14,7 @@ use crate::policy::{Limits, Policy, Shadow};
 
 use super::amount::{Amount, Consumption, Held, Measure, SavedAmount, Terms};
 use super::in_flight::InFlight;
-use super::permit::Hold;
+use super::permit::{Hold, Taken};
 use super::rate::{Cell, MAX_DEBT_MINUTES, Rate};
 use super::refused::Kind;
 use super::unknown::Unknown;
@@ -123,17 +123,18 @@ impl Scope {
         }
         // From here on dropping the hold undoes what was taken.
         let mut hold = Hold::new(Arc::clone(self));
-        hold.rpm_taken = self.take(&in_force, in_force.rpm.as_ref(), Shadow::Rpm, at.now, 1)?;
+        let taken = &mut hold.taken;
+        taken.rpm = self.take(&in_force, in_force.rpm.as_ref(), Shadow::Rpm, at.now, 1)?;
         let tokens = need.counted(in_force.policy.limits.tpm_counts);
-        hold.tpm_taken = self.take(&in_force, in_force.tpm.as_ref(), Shadow::Tpm, at.now, tokens)?;
-        hold.tokens = tokens;
+        taken.tpm = self.take(&in_force, in_force.tpm.as_ref(), Shadow::Tpm, at.now, tokens)?;
+        taken.tokens = tokens;
         self.reserved.fetch_add(tokens, Ordering::Relaxed);
         for (terms, amount) in &in_force.amounts {
             let held = amount.reserve(terms, at.wall_ms, terms.measure.of(need)).map_err(|_| Kind::of(terms))?;
             if held.over {
                 self.watch.shadowed(&self.id, Kind::of(terms));
             }
-            hold.amounts.push(held);
+            taken.amounts.push(held);
         }
         Ok(hold)
     }
@@ -158,7 +159,7 @@ impl Scope {
     }
 
     /// Reserves `more` tokens and money for a request that is admitted already, or nothing.
-    pub(super) fn grow(&self, hold: &mut Hold, at: Moment, more: &Consumption) -> Result<(), Kind> {
+    pub(super) fn grow(&self, hold: &mut Taken, at: Moment, more: &Consumption) -> Result<(), Kind> {
         let in_force = self.in_force.load();
         let before: Vec<u64> = hold.amounts.iter().map(Held::reserved).collect();
         let grown = hold.amounts.iter_mut().try_for_each(|held| match in_force.terms_of(held) {
@@ -169,7 +170,7 @@ impl Scope {
         let taken = grown.and_then(|()| self.take(&in_force, in_force.tpm.as_ref(), Shadow::Tpm, at.now, tokens));
         match taken {
             Ok(taken) => {
-                hold.tpm_taken += taken;
+                hold.tpm += taken;
                 hold.tokens = hold.tokens.saturating_add(tokens);
                 self.reserved.fetch_add(tokens, Ordering::Relaxed);
                 Ok(())
@@ -245,24 +246,24 @@ impl Scope {
     }
 
     /// The end of what [`Scope::reserve`] began.
-    pub(super) fn settle(&self, hold: &mut Hold, end: Settlement) {
+    pub(super) fn settle(&self, taken: &mut Taken, end: Settlement) {
         let in_force = self.in_force.load();
         match end {
             Settlement::Keep => {}
             Settlement::Charge { now, consumed } => {
                 let tokens = consumed.counted(in_force.policy.limits.tpm_counts);
                 match &in_force.tpm {
-                    Some(rate) => rate.settle(now, hold.tpm_taken, tokens),
+                    Some(rate) => rate.settle(now, taken.tpm, tokens),
                     // The limit went away meanwhile: nothing to charge, and nothing kept should it come back.
-                    None => self.tpm.undo(hold.tpm_taken),
+                    None => self.tpm.undo(taken.tpm),
                 }
             }
             Settlement::Refund => {
-                self.rpm.undo(hold.rpm_taken);
-                self.tpm.undo(hold.tpm_taken);
+                self.rpm.undo(taken.rpm);
+                self.tpm.undo(taken.tpm);
             }
         }
-        for held in hold.amounts.drain(..) {
+        for held in taken.amounts.drain(..) {
             let terms = in_force.terms_of(&held);
             let actual = match end {
                 Settlement::Keep => None,
@@ -273,7 +274,7 @@ impl Scope {
                 self.watch.passed(&self.id, terms, percent, standing);
             }
         }
-        self.reserved.fetch_sub(hold.tokens, Ordering::Relaxed);
+        self.reserved.fetch_sub(taken.tokens, Ordering::Relaxed);
         self.in_flight.leave();
     }
 }
