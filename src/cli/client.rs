@@ -180,20 +180,6 @@ fn refusal(status: StatusCode, body: &[u8]) -> Failure {
     }
 }
 
-/// Text as one part of a path or a query's value.
-#[must_use]
-pub fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use axum::routing::{get, post};
@@ -238,6 +224,6 @@ mod tests {
         {
             assert_eq!(refusal(status, b"").exit, exit);
         }
-        assert_eq!(encoded("a b/ü"), "a%20b%2F%C3%BC");
+        assert_eq!(crate::control::encoded("a b/ü"), "a%20b%2F%C3%BC");
     }
 }

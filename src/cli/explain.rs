@@ -5,10 +5,11 @@
 use serde_json::{Value, json};
 
 use crate::cli::args::ExplainArgs;
-use crate::cli::client::{AdminClient, encoded};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::Failure;
 use crate::cli::out::{self, Column};
 use crate::cli::{Session, keys};
+use crate::control::encoded;
 
 const LIST_COLUMNS: &[Column<'_>] =
     &[("LIST OF", "/of"), ("SCOPE", "/scope"), ("ID", "/scope_id"), ("ALLOWS", "/allows"), ("LIST", "/list")];

@@ -7,11 +7,12 @@ use serde_json::{Map, Value, json};
 use crate::cli::args::{
     FallbackArg, Format, Grants, KeyCommand, KeyCreate, KeyUpdate, ListArgs, StreamUsageArg, allowed, as_id,
 };
-use crate::cli::client::{AdminClient, encoded};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::{self, Column};
 use crate::cli::policy::put;
 use crate::cli::{Session, policy, secret_input, usage};
+use crate::control::encoded;
 use crate::storage::Dimension;
 use crate::unit::duration;
 

@@ -5,12 +5,13 @@
 use serde_json::Value;
 
 use crate::cli::Session;
-use crate::cli::client::{AdminClient, encoded};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys::all_pages;
 use crate::cli::out::{self, Column};
 use crate::cli::plan_args::OwnerCommand;
 use crate::cli::{plans, policy};
+use crate::control::encoded;
 
 const COLUMNS: &[Column<'_>] = &[
     ("ID", "/id"),

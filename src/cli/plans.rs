@@ -5,13 +5,14 @@
 use serde_json::{Map, Value, json};
 
 use crate::cli::args::allowed;
-use crate::cli::client::{AdminClient, encoded};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys::all_pages;
 use crate::cli::out::{self, Column};
 use crate::cli::plan_args::{AboutArgs, PlanCommand, PlanTerms};
 use crate::cli::policy::{self, put};
 use crate::cli::{Session, args};
+use crate::control::encoded;
 
 const COLUMNS: &[Column<'_>] = &[
     ("NAME", "/name"),

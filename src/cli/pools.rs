@@ -7,12 +7,13 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::Session;
 use crate::cli::args::Format;
-use crate::cli::client::{AdminClient, encoded};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys::all_pages;
 use crate::cli::out::{self, Column};
 use crate::cli::policy::put;
 use crate::cli::provider_keys;
+use crate::control::encoded;
 use crate::pool::PoolPolicy;
 
 const COLUMNS: &[Column<'_>] = &[

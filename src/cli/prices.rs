@@ -9,11 +9,12 @@ use serde_json::json;
 
 use crate::cli::Session;
 use crate::cli::args::Format;
-use crate::cli::client::{AdminClient, encoded};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys::all_pages;
 use crate::cli::out::{self, Column};
 use crate::cli::price_args::{LayerArg, PriceExplain, PriceList, PricesCommand, price};
+use crate::control::encoded;
 use crate::pricing::{PriceName, Prices, built_in_version};
 
 const COLUMNS: &[Column<'_>] = &[

@@ -7,11 +7,12 @@ use serde_json::{Map, Value, json};
 use crate::cli::args::{
     Format, ProviderKeyAdd, ProviderKeyCommand, ProviderKeyRotate, ProviderKeyUpdate, SecretArgs, allowed, as_id,
 };
-use crate::cli::client::{AdminClient, encoded};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys::{all_pages, one_of};
 use crate::cli::out::{self, Column};
 use crate::cli::{Session, policy, secret_input, usage};
+use crate::control::encoded;
 use crate::provider_key::Origin;
 use crate::secret::Secret;
 use crate::storage::Dimension;

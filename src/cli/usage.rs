@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 
 use crate::cli::Session;
 use crate::cli::args::{Format, LedgerArgs, ProviderCommand, UsageArgs};
-use crate::cli::client::{AdminClient, encoded};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::{self, Column};
 use crate::cli::{keys, prices, provider_keys};
+use crate::control::encoded;
 use crate::storage::Dimension;
 
 const LEDGER_COLUMNS: &[Column<'_>] = &[

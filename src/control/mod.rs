@@ -195,14 +195,15 @@ fn key_id(text: &str) -> Result<KeyId, Problem> {
     text.parse().map_err(|error: crate::id::BadId| Problem::not_found(&format!("key of that id: {error}")))
 }
 
-/// A name as one part of a path.
-fn path_part(name: &str) -> String {
+/// Text as one part of a path or a query's value (RFC 3986 §2.3).
+#[must_use]
+pub fn encoded(text: &str) -> String {
     let mut out = String::new();
-    for byte in name.bytes() {
-        // RFC 3986 §2.3.
-        match char::from(byte) {
-            plain if plain.is_ascii_alphanumeric() || "-._~".contains(plain) => out.push(plain),
-            _ => out.push_str(&format!("%{byte:02X}")),
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
         }
     }
     out

@@ -17,7 +17,7 @@ use crate::control::named::{self, ListQuery};
 use crate::control::policy::{PolicyWish, With, globs, said};
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::view::{SharedView, keys_by_scope};
-use crate::control::{ControlState, Page, etag, expected_version, page, path_part};
+use crate::control::{ControlState, Page, encoded, etag, expected_version, page};
 use crate::id::ScopeId;
 use crate::limit::Moment;
 use crate::plan::Plan;
@@ -81,7 +81,7 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let wish: With<Wish> = parse(&headers, &body, Tell::All)?;
     let name = named::new_name(wish.rest.name.as_ref())?;
-    let location = format!("/api/plans/{}", path_part(&name));
+    let location = format!("/api/plans/{}", encoded(&name));
     let mut plan = Plan { name, ..Plan::default() };
     apply(&wish, &mut plan)?;
     let (plan, version) = state.store.put_named(plan, Some(0)).await?;

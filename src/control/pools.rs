@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::clock::Nanos;
 use crate::control::named::{self, ListQuery};
 use crate::control::problem::{Asked, Problem, Tell, parse};
-use crate::control::{ControlState, Page, etag, expected_version, page, path_part};
+use crate::control::{ControlState, Page, encoded, etag, expected_version, page};
 use crate::id::{KeyId, Owner};
 use crate::pool::{Pool, PoolPolicy};
 use crate::storage::Snapshot;
@@ -96,7 +96,7 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let wish: Wish = parse(&headers, &body, Tell::All)?;
     let name = named::new_name(wish.name.as_ref())?;
-    let location = format!("/api/pools/{}", path_part(&name));
+    let location = format!("/api/pools/{}", encoded(&name));
     let mut pool = Pool { name, ..Pool::default() };
     apply(&state, wish, &mut pool)?;
     let (pool, version) = state.store.put_named(pool, Some(0)).await?;

@@ -637,7 +637,7 @@ async fn users_and_teams_are_there_once_they_are_named() {
 
     // Pages, and names that a path cannot hold as they are.
     for id in ["zoe", "bob", "?&#%"] {
-        let path = format!("/api/users/{}", path_part(id));
+        let path = format!("/api/users/{}", encoded(id));
         assert_eq!(api.patch(&path, json!({"description": id}), None).await.body["id"], id);
     }
     let ids = |page: &Value| {
@@ -656,7 +656,7 @@ async fn users_and_teams_are_there_once_they_are_named() {
 
     let teams = api.get("/api/teams").await.body;
     assert_eq!((&teams["teams"][0]["id"], teams["teams"].as_array().unwrap().len()), (&json!("a/b ü"), 1));
-    let team = format!("/api/teams/{}", path_part("a/b ü"));
+    let team = format!("/api/teams/{}", encoded("a/b ü"));
     assert_eq!(api.get(&team).await.body["keys"], 1);
     assert_eq!(api.patch(&team, json!({"budgets": [{"usd": "1", "per": "eon"}]}), None).await.status, 400);
     assert_eq!(api.ask(Method::DELETE, &team, None, None).await.status, 404, "it has no policy");
