@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::net::own::Own;
+use crate::net::socks;
 use crate::net::splice::Side;
 use crate::net::tls::TlsClient;
 use crate::net::via::{Hop, Via};
@@ -219,14 +220,36 @@ impl Dialer {
             return Err(forbidden(&origin.host, ip));
         }
         let fault = |source| DialError::Proxy { proxy: Arc::clone(&hop.host), port: hop.port, source };
-        let mut tcp = self.try_each(&hop.host, hop.port, Reach::Any).await?;
-        if !hop.tls {
-            hop.ask(&mut tcp, &origin.host, origin.port).await.map_err(fault)?;
+        if !hop.has_tls() {
+            let tcp = self.ask(hop, origin).await?;
             return self.secure(origin, tcp, Stream::Plain, |tls| Stream::Tls(Box::new(tls))).await;
         }
+        let tcp = self.try_each(&hop.host, hop.port, Reach::Any).await?;
         let mut outer = self.handshake(&hop.host, tcp, false).await?;
         hop.ask(&mut outer, &origin.host, origin.port).await.map_err(fault)?;
         self.secure(origin, outer, |tls| Stream::Tls(Box::new(tls)), |tls| Stream::Nested(Box::new(tls))).await
+    }
+
+    /// A connection through a proxy that has no TLS; one that wants addresses is asked for each in turn.
+    async fn ask(&self, hop: &Hop, origin: &Origin) -> Result<Own, DialError> {
+        let names = match hop.wants_address() {
+            true => {
+                resolve(&origin.host, origin.port, origin.reach).await?.iter().map(|to| to.ip().to_string()).collect()
+            }
+            false => vec![origin.host.to_string()],
+        };
+        let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
+        for name in names {
+            let mut tcp = self.try_each(&hop.host, hop.port, Reach::Any).await?;
+            match hop.ask(&mut tcp, &name, origin.port).await {
+                Ok(()) => return Ok(tcp),
+                Err(error) => last = error,
+            }
+            if !socks::may_be_its_address(&last) {
+                break;
+            }
+        }
+        Err(DialError::Proxy { proxy: Arc::clone(&hop.host), port: hop.port, source: last })
     }
 
     /// TLS with `origin` over a connection to it, where it has TLS.

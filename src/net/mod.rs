@@ -13,6 +13,7 @@ pub mod own;
 mod patient;
 pub mod pkcs12;
 pub mod sni;
+pub mod socks;
 pub mod splice;
 pub mod tls;
 pub mod tunnel;

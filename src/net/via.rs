@@ -1,7 +1,7 @@
 //! The proxies that sidekey itself has to go through: `HTTPS_PROXY` and its like, as every client reads them.
 //!
-//! Owns which connection goes through which proxy, and asking it (RFC 9110 §9.3.6); leaves dialling to `dial`. Credentials
-//! are sent to the proxy they were given for, and shown nowhere.
+//! Owns which connection goes through which proxy, and asking it (RFC 9110 §9.3.6); leaves dialling to `dial`, and SOCKS5 to
+//! `socks`. Credentials are sent to the proxy they were given for, and shown nowhere.
 
 use std::fmt;
 use std::io;
@@ -12,6 +12,9 @@ use http::Uri;
 use http::header::HeaderValue;
 use hyper_util::client::proxy::matcher::Matcher;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::net::socks::{self, Login};
+use crate::secret::Secret;
 
 /// What a proxy may say before it lets one through.
 const MAX_HEAD: usize = 16 * 1024;
@@ -49,7 +52,7 @@ impl fmt::Debug for Via {
 
 /// A proxy's variable that cannot be obeyed. The value is not shown: it may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name}: {problem}; write http://[user:password@]host:port, or unset it")]
+#[error("{name}: {problem}; write http://[user:password@]host:port, or socks5h:// of that form, or unset it")]
 pub struct BadProxy {
     /// The variable.
     pub name: &'static str,
@@ -63,10 +66,27 @@ pub struct Hop {
     pub host: Arc<str>,
     /// TCP port.
     pub port: u16,
-    /// TLS to the proxy itself.
-    pub tls: bool,
-    /// For `Proxy-Authorization`.
-    authorization: Option<HeaderValue>,
+    /// What is spoken with it.
+    pub speaks: Speaks,
+}
+
+/// How a proxy is asked, and with which credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// `CONNECT`.
+    Http {
+        /// TLS to the proxy itself.
+        tls: bool,
+        /// For `Proxy-Authorization`.
+        authorization: Option<HeaderValue>,
+    },
+    /// SOCKS5.
+    Socks {
+        /// Names are the proxy's to resolve (`socks5h://`), and not ours (`socks5://`).
+        names: bool,
+        /// Name and password.
+        login: Option<Login>,
+    },
 }
 
 impl Via {
@@ -81,7 +101,9 @@ impl Via {
     /// # Errors
     /// When a variable names no proxy that can be used, or sidekey itself.
     pub fn new(said: Said<'_>, own_ports: &[u16]) -> Result<Self, BadProxy> {
-        let named = [("HTTPS_PROXY", said.https), ("HTTP_PROXY", said.http), ("ALL_PROXY", said.all)];
+        // Where both others are said, it is never used, and may be what it likes.
+        let all = said.all.filter(|_| said.https.is_none() || said.http.is_none());
+        let named = [("HTTPS_PROXY", said.https), ("HTTP_PROXY", said.http), ("ALL_PROXY", all)];
         for (name, value) in named.into_iter().filter_map(|(name, value)| Some((name, value?))) {
             let hop = read(value).map_err(|problem| BadProxy { name, problem })?;
             if is_here(&hop.host) && own_ports.contains(&hop.port) {
@@ -106,7 +128,11 @@ impl Via {
         let scheme = if tls { "https" } else { "http" };
         let to = Uri::try_from(format!("{scheme}://{}/", authority(host, port))).ok()?;
         let found = matcher.intercept(&to)?;
-        hop_of(found.uri(), found.basic_auth().cloned())
+        let login = found.raw_auth().map(|(user, password)| Login {
+            user: Secret::new(user.to_owned()),
+            password: Secret::new(password.to_owned()),
+        });
+        hop_of(found.uri(), found.basic_auth().cloned(), login)
     }
 }
 
@@ -121,18 +147,23 @@ fn is_here(host: &str) -> bool {
 fn read(value: &str) -> Result<Hop, &'static str> {
     let uri: Uri = value.parse().map_err(|_| "is not a URL")?;
     match uri.scheme_str() {
-        None | Some("http" | "https") => {}
-        Some(scheme) if scheme.starts_with("socks") => return Err("is a SOCKS proxy, which is not spoken"),
-        Some(_) => return Err("is not a proxy of HTTP"),
+        None | Some("http" | "https" | "socks5" | "socks5h") => {}
+        Some(scheme) if scheme.starts_with("socks") => return Err("is a SOCKS proxy of a version that is not spoken"),
+        Some(_) => return Err("is no proxy of a known kind"),
     }
-    hop_of(&uri, None).ok_or("names no host")
+    hop_of(&uri, None, None).ok_or("names no host")
 }
 
-fn hop_of(uri: &Uri, authorization: Option<HeaderValue>) -> Option<Hop> {
-    let tls = uri.scheme_str() == Some("https");
+fn hop_of(uri: &Uri, authorization: Option<HeaderValue>, login: Option<Login>) -> Option<Hop> {
+    let (speaks, default) = match uri.scheme_str() {
+        Some("socks5") => (Speaks::Socks { names: false, login }, 1080),
+        Some("socks5h") => (Speaks::Socks { names: true, login }, 1080),
+        Some("https") => (Speaks::Http { tls: true, authorization }, 443),
+        _ => (Speaks::Http { tls: false, authorization }, 80),
+    };
     let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
-    let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    (!host.is_empty()).then(|| Hop { host: host.into(), port, tls, authorization })
+    let port = uri.port_u16().unwrap_or(default);
+    (!host.is_empty()).then(|| Hop { host: host.into(), port, speaks })
 }
 
 fn authority(host: &str, port: u16) -> String {
@@ -140,6 +171,18 @@ fn authority(host: &str, port: u16) -> String {
 }
 
 impl Hop {
+    /// True when the proxy itself has TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        matches!(self.speaks, Speaks::Http { tls: true, .. })
+    }
+
+    /// True when the proxy wants addresses, and no names.
+    #[must_use]
+    pub fn wants_address(&self) -> bool {
+        matches!(self.speaks, Speaks::Socks { names: false, .. })
+    }
+
     /// Asks the proxy at the other end of `stream` for a tunnel. What follows is the other side's.
     ///
     /// # Errors
@@ -148,9 +191,13 @@ impl Hop {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let authorization = match &self.speaks {
+            Speaks::Http { authorization, .. } => authorization.as_ref(),
+            Speaks::Socks { login, .. } => return socks::ask(stream, host, port, login.as_ref()).await,
+        };
         let to = authority(host, port);
         let mut head = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n").into_bytes();
-        if let Some(authorization) = &self.authorization {
+        if let Some(authorization) = authorization {
             head.extend_from_slice(b"Proxy-Authorization: ");
             head.extend_from_slice(authorization.as_bytes());
             head.extend_from_slice(b"\r\n");
@@ -208,18 +255,44 @@ mod tests {
             let hop = via.hop(host, 443, tls);
             assert_eq!(hop.is_some(), through, "{host}");
             let Some(hop) = hop else { continue };
-            assert_eq!((&*hop.host, hop.port, hop.tls), ("proxy.example", 3128, false));
-            assert_eq!(hop.authorization.unwrap(), "Basic bWU6cEBzcw==");
+            assert_eq!((&*hop.host, hop.port), ("proxy.example", 3128));
+            let authorization = Some(HeaderValue::from_static("Basic bWU6cEBzcw=="));
+            assert_eq!(hop.speaks, Speaks::Http { tls: false, authorization });
         }
         assert!(!format!("{via:?}").contains("ss"), "no password is shown");
         assert!(Via::none().hop("api.openai.com", 443, true).is_none());
     }
 
     #[test]
+    fn socks() {
+        let text = |text: &str| Secret::new(text.to_owned());
+        let login = |user, password| Some(Login { user: text(user), password: text(password) });
+        for (value, want, names, who) in [
+            ("socks5://h", ("h", 1080), false, None),
+            ("socks5h://h:1081", ("h", 1081), true, None),
+            ("socks5h://me:p%40ss@[::1]:1", ("::1", 1), true, login("me", "p@ss")),
+            ("socks5://me@h", ("h", 1080), false, login("me", "")),
+        ] {
+            let via = Via::new(Said { all: Some(value), ..Said::default() }, &[]).unwrap();
+            let hop = via.hop("api.openai.com", 443, true).unwrap();
+            assert_eq!((&*hop.host, hop.port), want, "{value}");
+            assert!(!format!("{hop:?}").contains("p@ss"), "no password is shown");
+            assert_eq!(hop.speaks, Speaks::Socks { names, login: who }, "{value}");
+            assert!(via.hop("localhost", 443, true).is_none());
+        }
+        // Whatever is never used is not looked at.
+        let unused = Said { all: Some("socks4://h"), ..said("http://h", "http://h", "") };
+        assert!(Via::new(unused, &[]).is_ok());
+        let used = Said { all: Some("socks4://h"), ..said("http://h", "", "") };
+        assert_eq!(Via::new(used, &[]).unwrap_err().name, "ALL_PROXY");
+    }
+
+    #[test]
     fn bad_ones_are_named_and_not_shown() {
         for (value, want) in [
-            ("socks5://user:secret@h:1080", "HTTPS_PROXY: is a SOCKS proxy"),
-            ("ftp://secret", "HTTPS_PROXY: is not a proxy of HTTP"),
+            ("socks4a://user:secret@h:1080", "HTTPS_PROXY: is a SOCKS proxy of a version"),
+            ("socks5://user:secret@[::1]:4141", "HTTPS_PROXY: is this sidekey itself"),
+            ("ftp://secret", "HTTPS_PROXY: is no proxy of a known kind"),
             ("http://", "HTTPS_PROXY: is not a URL"),
             ("http://localhost:4141", "HTTPS_PROXY: is this sidekey itself"),
             ("http://[::1]:4141", "HTTPS_PROXY: is this sidekey itself"),
