@@ -152,6 +152,7 @@ impl Running {
             front,
             shared: Arc::clone(&shared),
             drain: Arc::clone(&drain),
+            shutdown: loaded.config.shutdown,
         };
         let worker = worker.start(hurry.watch())?;
         readiness.set_started();
@@ -175,11 +176,11 @@ impl Running {
         Arc::clone(&self.hurry)
     }
 
-    /// Takes no more requests, waits for the open ones up to `limits.drain_timeout`, settles what is left, and closes
-    /// the store. Blocks.
+    /// Is no longer ready, serves those who still come for `shutdown.min_delay`, waits for open requests up to
+    /// `limits.drain_timeout`, settles what is left, and closes the store. Blocks.
     pub fn stop(self) {
         self.readiness.set_draining();
-        self.drain.signal();
+        self.drain.leave();
         // A panic of a thread is in the log already, by the hook; the rest is still to be saved.
         let _ = self.worker.join();
         if let Some(shared) = Arc::into_inner(self.shared) {

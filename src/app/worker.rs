@@ -5,14 +5,14 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::config::ShutdownSection;
 use crate::ingress::{Front, FrontParts, Loops};
 use crate::net::drain::{Drain, Watch};
-use crate::net::listener;
+use crate::net::listener::{self, Patience};
 use crate::proxy::{Proxy, ProxyParts, Shared};
 
 /// Idle connections to providers are looked through this often.
@@ -29,6 +29,7 @@ pub(super) struct Worker {
     pub(super) front: FrontParts,
     pub(super) shared: Arc<Shared>,
     pub(super) drain: Arc<Drain>,
+    pub(super) shutdown: ShutdownSection,
 }
 
 impl Worker {
@@ -44,45 +45,93 @@ impl Worker {
     }
 
     async fn work(self, mut hurry: Watch) {
-        let Self { listener, redirected, loops, parts, front, shared, drain } = self;
+        let Self { listener, redirected, loops, parts, front, shared, drain, shutdown } = self;
         let polled = tokio::net::TcpListener::from_std;
         let redirected: io::Result<Vec<_>> = redirected.into_iter().map(polled).collect();
         let (listener, redirected) = match (polled(listener), redirected) {
             (Ok(listener), Ok(redirected)) => (listener, redirected),
             (Err(error), _) | (_, Err(error)) => return tracing::error!(%error, "a listener cannot be polled"),
         };
-        let patience = front.patience;
-        let drain_timeout = parts.section.drain_timeout;
+        let (patience, drain_timeout) = (front.patience, parts.section.drain_timeout);
         let handler = Arc::new(Front::new(Proxy::new(parts, &shared, Arc::clone(&drain)), front));
-        let mut sweep = tokio::time::interval(SWEEP);
-        {
-            let is_led = !redirected.is_empty();
-            let mut redirected = redirected.into_iter();
-            // One for each family, at most.
-            let (first, second) = (redirected.next(), redirected.next());
-            let led = async |listener: Option<tokio::net::TcpListener>| {
-                let serve = |tcp, peer, drain| Arc::clone(&handler).redirected(tcp, peer, Arc::clone(&loops), drain);
-                if let Some(listener) = listener {
-                    listener::accept_each(listener, drain.watch(), serve).await;
-                }
-            };
-            let direct = listener::accept(listener, Arc::clone(&handler), patience, drain.watch());
-            let mut accepting = pin!(async { tokio::join!(direct, led(first), led(second)) });
-            let mut testing = pin!(loops.keep_testing());
-            loop {
-                tokio::select! {
-                    _ = &mut accepting => break,
-                    _ = sweep.tick() => handler.sweep(),
-                    () = &mut testing, if is_led => {}
-                }
-            }
-        }
-        tracing::info!(connections = drain.open(), "draining");
+        let mut serving = Box::pin(serve(&handler, listener, redirected, &loops, patience, &drain));
+        let mut stop = drain.watch();
         tokio::select! {
-            () = drain.finished() => {}
+            () = &mut serving => {}
+            () = stop.leaving() => {}
+        }
+        drop(stop);
+        tracing::info!(connections = drain.open(), "draining");
+        let ended = async {
+            tokio::select! {
+                () = &mut serving => {}
+                () = until_nobody_comes(&drain, shutdown.min_delay, drain_timeout) => {}
+            }
+            drop(serving);
+            drain.finished().await;
+        };
+        tokio::select! {
+            () = ended => {}
             () = tokio::time::sleep(drain_timeout) => tracing::warn!(open = drain.open(), "drain_timeout: cutting what is open"),
             () = hurry.signalled() => tracing::warn!(open = drain.open(), "asked again: cutting what is open"),
         }
         shared.cut();
+    }
+}
+
+/// Serves all who come, and closes connections to providers that nobody uses. Does not end.
+async fn serve(
+    handler: &Arc<Front>,
+    listener: tokio::net::TcpListener,
+    redirected: Vec<tokio::net::TcpListener>,
+    loops: &Arc<Loops>,
+    patience: Patience,
+    drain: &Drain,
+) {
+    let is_led = !redirected.is_empty();
+    let mut redirected = redirected.into_iter();
+    // One for each family, at most.
+    let (first, second) = (redirected.next(), redirected.next());
+    let led = async |listener: Option<tokio::net::TcpListener>| {
+        let serve = |tcp, peer, drain| Arc::clone(handler).redirected(tcp, peer, Arc::clone(loops), drain);
+        if let Some(listener) = listener {
+            listener::accept_each(listener, drain, serve).await;
+        }
+    };
+    let direct = listener::accept(listener, Arc::clone(handler), patience, drain);
+    let accepting = async { tokio::join!(direct, led(first), led(second)) };
+    let testing = async {
+        if is_led {
+            loops.keep_testing().await;
+        }
+    };
+    let sweeping = async {
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            sweep.tick().await;
+            handler.sweep();
+        }
+    };
+    tokio::join!(accepting, testing, sweeping);
+}
+
+/// Until the minimum delay has passed and no client is left. Whoever still comes late would be cut at the deadline, so
+/// the second half of the time belongs to what is open.
+async fn until_nobody_comes(drain: &Drain, min_delay: Duration, drain_timeout: Duration) {
+    tokio::time::sleep(min_delay).await;
+    drain.signal();
+    let nobody_left = async {
+        loop {
+            drain.finished().await;
+            // One may be at the door already.
+            tokio::task::yield_now().await;
+            if drain.open() == 0 {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = nobody_left => {}
+        () = tokio::time::sleep((drain_timeout / 2).saturating_sub(min_delay)) => {}
     }
 }

@@ -135,6 +135,12 @@ pub static KEYS: &[Key] = &[
     key("limits.connect_timeout", Kind::Duration, "\"10s\"", "To connect to an upstream, TLS included."),
     key("limits.drain_timeout", Kind::Duration, "\"30s\"", "For open requests to end when sidekey stops."),
     key(
+        "shutdown.min_delay",
+        Kind::Duration,
+        "\"0s\"",
+        "Clients are served this long after SIGTERM: until nobody is sent here any more. Part of limits.drain_timeout.",
+    ),
+    key(
         "prices.*",
         Kind::Price,
         "",

@@ -12,6 +12,7 @@ mod places;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,7 @@ use crate::pricing::{ANY, Listing, Overlay, PriceName, PriceTable, Prices};
 use crate::provider::{ConfigFault, ProviderSection, Registry};
 use crate::proxy::section::ProxySection;
 use crate::storage::StoreSection;
+use crate::unit::duration;
 use crate::virtual_key::{KeysSection, is_prefix};
 
 pub use self::env::Environment;
@@ -46,6 +48,8 @@ pub struct Config {
     pub prices: Prices,
     /// What differs from the built-in providers, and the operator's own.
     pub providers: BTreeMap<String, ProviderSection>,
+    /// How sidekey ends.
+    pub shutdown: ShutdownSection,
     /// The store.
     pub store: StoreSection,
 }
@@ -73,6 +77,15 @@ impl Default for ListenSection {
 
 fn loopback(port: u16) -> SocketAddr {
     (std::net::Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// `[shutdown]`: what happens between SIGTERM and the end, besides `limits.drain_timeout`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShutdownSection {
+    /// Clients are served for this long, so that those who have not yet heard of the end are not turned away.
+    #[serde(with = "duration")]
+    pub min_delay: Duration,
 }
 
 /// `[log]`: the log on stderr.
@@ -161,6 +174,10 @@ impl Config {
         }
         if self.limits.replay_limit > self.limits.max_body {
             faults.push(wrong(&["limits.replay_limit", "limits.max_body"], "is more than limits.max_body".to_owned()));
+        }
+        if !self.shutdown.min_delay.is_zero() && self.shutdown.min_delay >= self.limits.drain_timeout {
+            let text = "leaves open requests no time to end; limits.drain_timeout must be longer";
+            faults.push(wrong(&["shutdown.min_delay", "limits.drain_timeout"], text));
         }
         if self.store.queue_capacity == 0 {
             faults.push(wrong(&["store.queue_capacity"], "a queue of 0 would record nothing"));

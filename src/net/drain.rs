@@ -2,20 +2,44 @@
 //!
 //! Owns the signal and the count; leaves deadlines to `app`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::sync::watch;
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// Nothing was said.
+    Open,
+    /// Whoever comes is served, and told to come no more.
+    Leaving,
+    /// What is idle goes; the rest ends with what it does.
+    Closing,
+}
 
 /// Says stop, and waits for those who listen. Not `Clone`: a second one could believe all had gone while the first
 /// still handed out watches.
 #[derive(Debug)]
-pub struct Drain(watch::Sender<bool>);
+pub struct Drain {
+    phase: watch::Sender<Phase>,
+    leaving: Leaving,
+}
 
 /// Held by each connection for as long as it is open.
 #[derive(Clone, Debug)]
-pub struct Watch(watch::Receiver<bool>);
+pub struct Watch {
+    phase: watch::Receiver<Phase>,
+    leaving: Leaving,
+}
+
+/// Whether the end has begun, for those who only look now and then: looking costs next to nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Leaving(Arc<AtomicBool>);
 
 impl Default for Drain {
     fn default() -> Self {
-        Self(watch::Sender::new(false))
+        Self { phase: watch::Sender::new(Phase::Open), leaving: Leaving::default() }
     }
 }
 
@@ -23,30 +47,63 @@ impl Drain {
     /// A watch for one more connection.
     #[must_use]
     pub fn watch(&self) -> Watch {
-        Watch(self.0.subscribe())
+        Watch { phase: self.phase.subscribe(), leaving: self.leaving.clone() }
+    }
+
+    /// Tells every watch that the end has begun: each answer is to say that it is its connection's last.
+    pub fn leave(&self) {
+        self.advance(Phase::Leaving);
     }
 
     /// Tells every watch to finish what it does and take nothing new.
     pub fn signal(&self) {
-        self.0.send_replace(true);
+        self.advance(Phase::Closing);
     }
 
-    /// Resolves when the last watch has been dropped. Cancel safe.
+    fn advance(&self, to: Phase) {
+        self.leaving.0.store(true, Ordering::Relaxed);
+        self.phase.send_if_modified(|phase| {
+            let further = *phase < to;
+            *phase = to.max(*phase);
+            further
+        });
+    }
+
+    /// Resolves when there is no watch, be it for this moment only. Cancel safe.
     pub async fn finished(&self) {
-        self.0.closed().await;
+        self.phase.closed().await;
     }
 
     /// Connections open now.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.0.receiver_count()
+        self.phase.receiver_count()
     }
 }
 
 impl Watch {
+    /// Resolves when the end has begun, or when nobody can tell any more. Cancel safe.
+    pub async fn leaving(&mut self) {
+        let _ = self.phase.wait_for(|phase| *phase >= Phase::Leaving).await;
+    }
+
     /// Resolves when told to stop, or when nobody can tell any more. Cancel safe.
     pub async fn signalled(&mut self) {
-        let _ = self.0.wait_for(|stop| *stop).await;
+        let _ = self.phase.wait_for(|phase| *phase == Phase::Closing).await;
+    }
+
+    /// For looking at it without holding up the end.
+    #[must_use]
+    pub fn glance(&self) -> Leaving {
+        self.leaving.clone()
+    }
+}
+
+impl Leaving {
+    /// True once the end has begun.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -64,5 +121,27 @@ mod tests {
         drop(watch);
         drain.finished().await;
         assert_eq!(drain.open(), 0);
+    }
+
+    #[tokio::test]
+    async fn leaving_comes_before_closing_and_is_not_taken_back() {
+        let drain = Drain::default();
+        let (mut early, glance) = (drain.watch(), drain.watch().glance());
+        assert!(!glance.has_begun());
+        drain.leave();
+        early.leaving().await;
+        assert!(glance.has_begun());
+        tokio::select! {
+            biased;
+            () = early.signalled() => unreachable!("nothing is closing yet"),
+            () = std::future::ready(()) => {}
+        }
+        drain.signal();
+        drain.leave();
+        early.signalled().await;
+        // Whoever comes late hears of both.
+        let mut late = drain.watch();
+        late.leaving().await;
+        late.signalled().await;
     }
 }

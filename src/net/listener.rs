@@ -8,7 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -20,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::net::ahead::Ahead;
 use crate::net::body::BoxError;
-use crate::net::drain::Watch;
+use crate::net::drain::{Drain, Leaving, Watch};
 use crate::net::sni::HANDSHAKE;
 
 /// Answers one request of one client.
@@ -66,25 +67,24 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts until `drain` is signalled. Each connection runs in a task of its own, which holds a watch until it ends.
-pub async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>, patience: Patience, drain: Watch) {
+/// Accepts until dropped. Each connection runs in a task of its own, which holds a watch of `drain` until it ends.
+pub async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>, patience: Patience, drain: &Drain) {
     accept_each(listener, drain, |tcp, peer, drain| connection(tcp, peer, Arc::clone(&handler), patience, drain)).await;
 }
 
 /// The same, for connections that `serve` makes something of.
-pub async fn accept_each<F>(listener: TcpListener, mut drain: Watch, serve: impl Fn(TcpStream, SocketAddr, Watch) -> F)
+///
+/// # Cancel safety
+/// No connection that was accepted is lost.
+pub async fn accept_each<F>(listener: TcpListener, drain: &Drain, serve: impl Fn(TcpStream, SocketAddr, Watch) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = drain.signalled() => return,
-        };
-        match accepted {
+        match listener.accept().await {
             Ok((tcp, peer)) => {
                 let _ = tcp.set_nodelay(true);
-                spawn(serve(tcp, peer, drain.clone()));
+                spawn(serve(tcp, peer, drain.watch()));
             }
             // Out of descriptors: trying again at once would spin. Anything else concerns one client only.
             Err(error) if is_shortage(&error) => {
@@ -119,14 +119,23 @@ async fn connection<H: Handler>(
     let sniffed = tokio::select! {
         sniffed = tokio::time::timeout(patience.header_timeout, sniff(&mut io)) => sniffed,
         // Nothing has been asked yet.
-        () = drain.signalled() => return,
+        () = has_closed(&mut drain) => return,
     };
+    let service = |handler| PerConnection { handler, peer, leaving: drain.glance() };
     match sniffed {
         Ok(Some(Spoken::Tls)) => Box::pin(handler.greet(io, peer, drain)).await,
-        Ok(Some(Spoken::Http1)) => serve_http1(io, PerConnection { handler, peer }, patience, drain).await,
-        Ok(Some(Spoken::Http2)) => Box::pin(serve_http2(io, PerConnection { handler, peer }, drain)).await,
+        Ok(Some(Spoken::Http1)) => serve_http1(io, service(handler), patience, drain).await,
+        Ok(Some(Spoken::Http2)) => Box::pin(serve_http2(io, service(handler), drain)).await,
         Ok(None) | Err(_) => {}
     }
+}
+
+/// What is accepted while all is closing has this long to say what it wants.
+const FIRST_WORDS: Duration = Duration::from_millis(500);
+
+async fn has_closed(drain: &mut Watch) {
+    drain.signalled().await;
+    tokio::time::sleep(FIRST_WORDS).await;
 }
 
 /// Serves a connection that is open already: HTTP/2 where that was agreed on, else what its first bytes say, which is
@@ -137,7 +146,7 @@ where
     H: Handler,
 {
     let mut io = Ahead::new(Vec::new(), io);
-    let service = PerConnection { handler, peer };
+    let service = PerConnection { handler, peer, leaving: drain.glance() };
     if http2 {
         return Box::pin(serve_http2(io, service, drain)).await;
     }
@@ -157,9 +166,12 @@ where
     // A provider's answer without `date` is to reach the client without one.
     builder.timer(TokioTimer::new()).header_read_timeout(patience.header_timeout).auto_date_header(false);
     let mut conn = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
-    tokio::select! {
-        _ = conn.as_mut() => return,
-        () = drain.signalled() => conn.as_mut().graceful_shutdown(),
+    // One that comes when the end has begun is served once: its answer says so. hyper would close it unheard.
+    if !drain.glance().has_begun() {
+        tokio::select! {
+            _ = conn.as_mut() => return,
+            () = drain.signalled() => conn.as_mut().graceful_shutdown(),
+        }
     }
     let _ = conn.await;
 }
@@ -173,9 +185,17 @@ where
     builder.timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
     builder.max_concurrent_streams(1_000).auto_date_header(false);
     let mut conn = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+    let late = drain.glance().has_begun();
+    // GOAWAY loses nothing (RFC 9113 §6.8), so it is sent as soon as the end has begun; but not before the first words.
+    let leaving = async {
+        drain.leaving().await;
+        if late {
+            tokio::time::sleep(FIRST_WORDS).await;
+        }
+    };
     tokio::select! {
         _ = conn.as_mut() => return,
-        () = drain.signalled() => conn.as_mut().graceful_shutdown(),
+        () = leaving => conn.as_mut().graceful_shutdown(),
     }
     let _ = conn.await;
 }
@@ -184,6 +204,7 @@ where
 struct PerConnection<H> {
     handler: Arc<H>,
     peer: SocketAddr,
+    leaving: Leaving,
 }
 
 impl<H: Handler> Service<Request<Incoming>> for PerConnection<H> {
@@ -195,8 +216,19 @@ impl<H: Handler> Service<Request<Incoming>> for PerConnection<H> {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let handler = Arc::clone(&self.handler);
         let peer = self.peer;
+        if self.leaving.has_begun() && request.version() < Version::HTTP_2 {
+            return Box::pin(async move { Ok(last(handler.handle(request, peer).await)) });
+        }
         Box::pin(async move { Ok(handler.handle(request, peer).await) })
     }
+}
+
+/// Says that a connection's answer is its last, unless the connection becomes something else with it.
+fn last<B>(mut response: Response<B>) -> Response<B> {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// What a client speaks.

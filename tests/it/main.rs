@@ -14,6 +14,7 @@ mod clients;
 mod commands;
 mod connect;
 mod docs;
+mod drain;
 mod durability;
 mod edges;
 mod estimate;

@@ -245,10 +245,7 @@ async fn a_stop_lets_open_streams_end() {
     let request_id = stream.headers.get("x-sidekey-request-id").unwrap_or_default().to_owned();
     stream.until("first").await;
     sidekey.signal(rustix::process::Signal::TERM);
-    // It no longer listens once it has taken notice.
-    while Client::connect(sidekey.proxy).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    sidekey.wait_until_draining().await;
     gate.open();
     let rest = stream.collect().await;
     assert!(rest.complete && rest.text().ends_with(USAGE), "the drain cut a stream");

@@ -358,6 +358,16 @@ impl Sidekey {
         assert_eq!(status.code(), Some(0), "after SIGTERM:\n{}", self.stderr());
     }
 
+    /// Waits until it has taken notice of a signal that asks for its end.
+    pub(crate) async fn wait_until_draining(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        // A signal has no answer: the probe can only be asked again and again.
+        while self.readyz().await != Some(503) {
+            assert!(Instant::now() < deadline, "not draining in {PATIENCE:?}:\n{}", self.stderr());
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Kills it where it stands.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("our own child");
