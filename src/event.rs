@@ -25,6 +25,8 @@ const BEHIND: usize = 256;
 /// A kind of event. Its word is `<thing>.<what happened>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
+    /// The audit log was found other than it was left.
+    AuditDamaged,
     /// A budget or quota has passed one of its thresholds.
     BudgetThreshold,
     /// A model was used that has no price.
@@ -43,7 +45,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every one, for the metric's initial zeros.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::AuditDamaged,
         Self::BudgetThreshold,
         Self::PriceUnknown,
         Self::ProviderKeyActive,
@@ -57,6 +60,7 @@ impl Kind {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::AuditDamaged => "audit.damaged",
             Self::BudgetThreshold => "budget.threshold",
             Self::PriceUnknown => "price.unknown",
             Self::ProviderKeyActive => "provider_key.active",

@@ -21,7 +21,7 @@
 //!
 //! | layer | modules | what it knows |
 //! |---|---|---|
-//! | words | [`clock`], [`event`], [`id`], [`metrics`], [`secret`], [`unit`](mod@unit) | time, names, figures |
+//! | words | [`audit`], [`clock`], [`event`], [`id`], [`metrics`], [`secret`], [`unit`](mod@unit) | time, names, figures |
 //! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pool`], [`pricing`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |
@@ -35,6 +35,7 @@
 //! `sidekey-proxy` moves requests, `sidekey-control` answers operators, `sidekey-store` writes, `sidekey-count` counts
 //! tokens that a provider did not report. See [`app`].
 
+pub mod audit;
 pub mod clock;
 pub mod event;
 pub mod id;

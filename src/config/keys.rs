@@ -187,6 +187,7 @@ pub static KEYS: &[Key] = &[
         "400",
         "Days the sums of each day are kept, by which usage is answered; 0 is for ever.",
     ),
+    key("store.audit_retention_days", Kind::Integer, "1095", "Days the audit log is kept; 0 is for ever."),
     key(
         "log.format",
         Kind::Word(&["auto", "pretty", "json"]),

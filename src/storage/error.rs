@@ -45,6 +45,9 @@ impl From<KeyId> for RecordId {
 /// What can go wrong with the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// The audit log cannot be written, so nothing may be done that belongs in it.
+    #[error("the audit log cannot be written, and nothing is done that is not in it: {0}")]
+    Audit(String),
     /// A backup file that cannot be used.
     #[error("{path} cannot be restored: {reason}", path = path.display())]
     BadBackup {

@@ -15,6 +15,7 @@ use crate::secret::Secret;
 use crate::virtual_key::{DigestKey, VirtualKey};
 
 use super::StoreError;
+use super::audit::Link;
 use super::block::{BlockKey, Entries, StoredEntry, Unpacker};
 use super::checksum::Checksum;
 use super::counters::{AS_OF, AsOf, Saved, read_saved, scope_of_row};
@@ -33,6 +34,7 @@ const FORMAT_KEY: &[u8] = b"format";
 const MASTER_KEY: &[u8] = b"master";
 const DIGEST_KEY: &[u8] = b"digest_key";
 const MANIFEST_KEY: &[u8] = b"manifest";
+const AUDIT_KEY: &[u8] = b"audit";
 
 /// What the records' trees hold, sealed in `meta` by the same commit that changes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +70,26 @@ impl Manifest {
         });
         read.map_err(|_: postcard::Error| LoadError::Damaged("the manifest cannot be read".to_owned()))
     }
+}
+
+/// The row that says where the audit log has come to, at least: who takes away the end of that log would have to take this
+/// store back as well.
+pub(super) fn audit_row(vault: &Vault, link: Link) -> Result<Change, StoreError> {
+    let plain = postcard::to_stdvec(&link).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    let value = Some(vault.seal(meta(AUDIT_KEY), &plain)?);
+    Ok(Change { tree: Tree::Meta, key: AUDIT_KEY.to_vec(), value })
+}
+
+fn read_audit_row(engine: &Engine, vault: &Vault) -> Result<Option<Link>, LoadError> {
+    let Some(row) = engine.read(Tree::Meta, AUDIT_KEY)? else { return Ok(None) };
+    let plain = vault.open(meta(AUDIT_KEY), &row)?;
+    let link = postcard::from_bytes(&plain);
+    link.map(Some).map_err(|_| LoadError::Damaged("the place of the audit log cannot be read".to_owned()))
+}
+
+/// For a store that is put where there is no audit log: its own begins there.
+pub(super) fn forget_audit(engine: &Engine) -> Result<(), EngineError> {
+    engine.commit_one(Tree::Meta, vec![(AUDIT_KEY.to_vec(), None)])
 }
 
 fn meta(id: &[u8]) -> Place<'_> {
@@ -118,6 +140,8 @@ pub(super) struct Loaded {
     pub(super) as_of: AsOf,
     pub(super) rates: HashMap<ScopeId, SavedRates>,
     pub(super) tail: Tail,
+    /// Where the audit log had come to, at least.
+    pub(super) audit: Option<Link>,
     /// Entries that should be in blocks and are not.
     pub(super) lost: u64,
 }
@@ -175,6 +199,7 @@ pub(super) fn load(engine: &Engine, vault: &Vault, journal: &[Frame]) -> Result<
         as_of,
         rates,
         tail,
+        audit: read_audit_row(engine, vault)?,
         lost,
     }))
 }

@@ -20,11 +20,13 @@
 //! | `provider_keys` | provider keys and pools in use |
 //! | `scopes` | keys, users, teams and plans in use, and what limits they are held to |
 //! | `ledger`, `reservations`, `journal`, `tail`, `block`, `counters`, `query`, `rollup`, `usage` | entries: in, safe, packed, summed, out |
+//! | `audit` | what was done by whom |
 //! | `reference` | secrets that lie elsewhere |
 //! | `reprice` | what entries would cost under other prices |
 //! | `key_metrics` | what keys used, as metrics |
 //! | `shared`, `writer` | the queue and the thread behind it |
 
+mod audit;
 mod backup;
 mod block;
 mod ca;
@@ -67,6 +69,7 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::audit::Act;
 use crate::clock::{Clock, Nanos, rfc3339};
 use crate::entry::Entry;
 use crate::event::{self, Events, Severity};
@@ -92,6 +95,7 @@ use shared::Queued;
 use shared::{Command, Handle, Shared};
 use writer::{Parts, Writer};
 
+pub use audit::{Audit, AuditFilter, AuditPage, AuditRecord, AuditVerdict, BadRecord};
 pub use ca::CaRecord;
 pub use error::{QueueFull, RecordId, StoreError};
 pub use ledger::{Commit, EntryPlace, Ledger};
@@ -133,6 +137,8 @@ pub struct StoreSection {
     pub retention_days: u32,
     /// Days its sums are kept, by which usage is answered; 0 is for ever.
     pub rollup_days: u32,
+    /// Days the audit log is kept; 0 is for ever.
+    pub audit_retention_days: u32,
 }
 
 impl Default for StoreSection {
@@ -143,6 +149,7 @@ impl Default for StoreSection {
             queue_capacity: 65_536,
             retention_days: 90,
             rollup_days: 400,
+            audit_retention_days: 1095,
         }
     }
 }
@@ -229,10 +236,20 @@ impl Store {
         let aborted = aborted(&opened, &reservations, held)?;
         let (snapshot, touched) = first_snapshot(&mut opened, environment_keys, &prices, &clock, watch)?;
         charge(&snapshot, &aborted);
+        let failed = |source| StoreError::io("cannot open the audit log", &layout.audit(), source);
+        let anchor = opened.loaded.audit;
+        let (audit, damage) = audit::open(&layout.audit(), &snapshot.digest_key, anchor).map_err(failed)?;
+        if let Some(reason) = &damage {
+            let text = format!("{reason}; `sidekey audit verify` says what is missing");
+            events.emit(event::Kind::AuditDamaged, Severity::Error, "audit log", text);
+        }
+        let view = audit::View::new(layout.audit());
+        view.follow(&audit);
         let rollup = Rollup::resume(&opened.engine, &opened.loaded.tail)?;
         let (commands, command_queue) = sync_channel(COMMANDS_MAX);
         let (entries, entry_queue) = channel();
-        let shared = Shared::new(snapshot, clock, &metrics, section.queue_capacity, commands, entries, reservations);
+        let shared =
+            Shared::new(snapshot, clock, &metrics, section.queue_capacity, (commands, entries), reservations, view);
         let shared = Arc::new(shared);
         metrics.register(KeyMetrics::new(Arc::downgrade(&shared)));
         gauge::register(&shared, &metrics);
@@ -250,6 +267,8 @@ impl Store {
             aborted,
             touched,
             journal,
+            audit,
+            damage,
             lock,
         });
         let thread = std::thread::Builder::new().name("sidekey-store".to_owned()).spawn(move || writer.run());
@@ -275,6 +294,12 @@ impl Store {
     #[must_use]
     pub fn events(&self) -> &Events {
         &self.inner.events
+    }
+
+    /// The audit log.
+    #[must_use]
+    pub fn audit(&self) -> Audit {
+        Audit { shared: self.shared.clone() }
     }
 
     /// Where the master key was found.
@@ -382,7 +407,11 @@ impl Store {
             // Others must get a word in.
             for record in records.by_ref().take(COMMANDS_MAX / 2) {
                 let (reply, done) = oneshot::channel();
-                self.shared.command(Command::Change(Box::new(Request::PutNamed(record, None)), reply))?;
+                self.shared.command(Command::Change(
+                    Box::new(Request::PutNamed(record, None)),
+                    Act::current(),
+                    reply,
+                ))?;
                 written.push(done);
             }
             for done in written {
@@ -420,7 +449,7 @@ impl Store {
         let (reply, _not_awaited) = oneshot::channel();
         let status = standing.status.as_str();
         let request = Request::MarkProviderKey(record.id, standing);
-        if let Err(error) = self.shared.command(Command::Change(Box::new(request), reply)) {
+        if let Err(error) = self.shared.command(Command::Change(Box::new(request), Act::current(), reply)) {
             tracing::error!(id = %record.id, status, %error, "a provider key's status was not noted");
         }
     }
@@ -448,7 +477,7 @@ impl Store {
 
     async fn change(&self, request: Request) -> Result<Stored, StoreError> {
         let (reply, done) = oneshot::channel();
-        self.shared.command(Command::Change(Box::new(request), reply))?;
+        self.shared.command(Command::Change(Box::new(request), Act::current(), reply))?;
         done.await.map_err(|_| StoreError::Closed)?
     }
 

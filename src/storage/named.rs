@@ -122,6 +122,17 @@ impl Kind {
         }
     }
 
+    /// A record of this kind as JSON.
+    fn encode(self, value: &Value) -> Option<serde_json::Value> {
+        match self {
+            Self::Ca => encode::<CaRecord>(value),
+            Self::Owner => encode::<OwnerPolicy>(value),
+            Self::Plan => encode::<Plan>(value),
+            Self::Pool => encode::<Pool>(value),
+            Self::Price => encode::<PriceRecord>(value),
+        }
+    }
+
     pub(super) fn row_key(self, name: &str) -> Vec<u8> {
         [&[self.letter()][..], name.as_bytes()].concat()
     }
@@ -135,6 +146,10 @@ impl Kind {
 fn decode<T: Named>(json: &[u8]) -> Option<Value> {
     let value: T = serde_json::from_slice(json).ok()?;
     Some(Arc::new(value))
+}
+
+fn encode<T: Named>(value: &Value) -> Option<serde_json::Value> {
+    serde_json::to_value(value.downcast_ref::<T>()?).ok()
 }
 
 pub(super) type Value = Arc<dyn Any + Send + Sync>;
@@ -156,6 +171,11 @@ impl fmt::Debug for NamedState {
 impl NamedState {
     pub(super) fn value<T: Named>(&self) -> Option<Arc<T>> {
         Arc::clone(&self.value).downcast().ok()
+    }
+
+    /// As JSON, with whatever secret is in it.
+    pub(super) fn to_json(&self, kind: Kind) -> Option<serde_json::Value> {
+        kind.encode(&self.value)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Owns what lies where in the data directory. Leaves telling damage to `storage::load`.
 //!
-//! `format` is the store's version; `store/` is sled's; `journal` holds the last entries; `reservations` the open requests;
+//! `format` is the store's version; `store/` is sled's; `journal` holds the last entries; `reservations` the open requests; `audit/` what was
+//! done by whom;
 //! `recovery` holds the small trees as of the last change of a record; a damaged `store/` becomes `store.damaged-<time>` and
 //! is never deleted; `store.rebuilt` and `store.old` are there while one takes the place of the other.
 
@@ -18,7 +19,7 @@ use super::backup;
 use super::block::{BlockKey, Unpacker};
 use super::engine::{Engine, EngineError, Tree, guarded};
 use super::journal::Frame;
-use super::load::{FORMAT, LoadError, Loaded, first_rows, format_row, load};
+use super::load::{FORMAT, LoadError, Loaded, first_rows, forget_audit, format_row, load};
 use super::lock::prepare_dir;
 use super::tail::{BlocksEnd, Rows, Tail};
 use super::vault::Vault;
@@ -43,6 +44,10 @@ impl Layout {
 
     pub(super) fn journal(&self) -> PathBuf {
         self.dir.join("journal")
+    }
+
+    pub(super) fn audit(&self) -> PathBuf {
+        self.dir.join("audit")
     }
 
     pub(super) fn reservations(&self) -> PathBuf {
@@ -315,6 +320,9 @@ pub(super) fn restore(layout: &Layout, vault: &Vault, from: &Path, now_ms: u64) 
         Ok(None) => return Err(StoreError::bad_backup(from, "it is empty")),
         Err(LoadError::WrongMaster) => return Err(StoreError::WrongMaster { dir: layout.dir.clone() }),
         Err(error) => return Err(StoreError::bad_backup(from, &error.to_string())),
+    }
+    if !layout.audit().exists() {
+        forget_audit(&engine)?;
     }
     engine.sync()?;
     drop(engine);

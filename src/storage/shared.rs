@@ -11,10 +11,12 @@ use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::oneshot;
 
+use crate::audit::{Act, Note};
 use crate::clock::{Clock, Nanos};
 use crate::entry::Entry;
 use crate::metrics::Metrics;
 
+use super::audit::View;
 use super::backup;
 use super::block::Packed;
 use super::records::{Request, Stored};
@@ -52,8 +54,10 @@ pub(super) struct LedgerTrees {
 /// What handles ask of the writer.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Change a record.
-    Change(Box<Request>, oneshot::Sender<Result<Stored, StoreError>>),
+    /// Append a record to the audit log.
+    Audit(Box<Note>, oneshot::Sender<Result<(), StoreError>>),
+    /// Change a record, as part of an act.
+    Change(Box<Request>, Option<Arc<Act>>, oneshot::Sender<Result<Stored, StoreError>>),
     /// Stop, after everything queued is committed.
     Close,
     /// Hand out every row of the small trees, as of now.
@@ -71,6 +75,7 @@ pub(super) struct Shared {
     /// scan; the writer takes it only to take the trees away.
     pub(super) ledger: RwLock<Option<LedgerTrees>>,
     pub(super) health: Mutex<StoreHealth>,
+    pub(super) audit: View,
     commands: SyncSender<Command>,
     entries: Sender<Queued>,
     /// Entries in `entries`, or about to be: counted here because the channel itself is unbounded, and so takes no
@@ -85,6 +90,9 @@ pub(super) struct Shared {
     sleeping: AtomicBool,
     urgent: AtomicBool,
     closed: AtomicBool,
+    /// Makes the audit log's writes fail so.
+    #[cfg(test)]
+    pub(super) audit_fault: Mutex<Option<std::io::ErrorKind>>,
     /// Makes every write fail so.
     #[cfg(test)]
     pub(super) fault: Mutex<Option<std::io::ErrorKind>>,
@@ -96,9 +104,9 @@ impl Shared {
         clock: Clock,
         metrics: &Metrics,
         capacity: usize,
-        commands: SyncSender<Command>,
-        entries: Sender<Queued>,
+        (commands, entries): (SyncSender<Command>, Sender<Queued>),
         reservations: Reservations,
+        audit: View,
     ) -> Self {
         Self {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -106,6 +114,7 @@ impl Shared {
             metrics: StoreMetrics::register(metrics),
             ledger: RwLock::new(None),
             health: Mutex::new(StoreHealth::default()),
+            audit,
             commands,
             entries,
             queued: AtomicUsize::new(0),
@@ -118,6 +127,8 @@ impl Shared {
             urgent: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             #[cfg(test)]
+            audit_fault: Mutex::default(),
+            #[cfg(test)]
             fault: Mutex::default(),
         }
     }
@@ -126,6 +137,16 @@ impl Shared {
     pub(super) fn check_fault(&self) -> std::io::Result<()> {
         #[cfg(test)]
         if let Some(kind) = *self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(kind.into());
+        }
+        Ok(())
+    }
+
+    /// The same for the audit log.
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "only tests make it fail"))]
+    pub(super) fn check_audit_fault(&self) -> std::io::Result<()> {
+        #[cfg(test)]
+        if let Some(kind) = *self.audit_fault.lock().unwrap_or_else(PoisonError::into_inner) {
             return Err(kind.into());
         }
         Ok(())
@@ -275,6 +296,8 @@ pub(super) struct StoreMetrics {
     pub(super) failures: IntCounter,
     pub(super) reopened: IntCounter,
     pub(super) damaged_blocks: IntCounter,
+    pub(super) audited: IntCounter,
+    pub(super) unaudited: IntCounter,
     pub(super) up: IntGauge,
     pub(super) queue: IntGauge,
 }
@@ -305,6 +328,12 @@ impl StoreMetrics {
                 metrics,
                 "sidekey_ledger_damaged_blocks_total",
                 "Ledger blocks found unreadable by a query.",
+            ),
+            audited: counter(metrics, "sidekey_audit_records_total", "Records of the audit log written."),
+            unaudited: counter(
+                metrics,
+                "sidekey_audit_failures_total",
+                "Times the audit log could not be written, and what belonged in it was refused.",
             ),
             up: gauge(metrics, "sidekey_store_up", "1 while the store can be written."),
             queue: gauge(metrics, "sidekey_ledger_queue", "Ledger entries waiting at the last commit."),

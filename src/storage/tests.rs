@@ -1100,3 +1100,123 @@ async fn names_of_one_client_do_not_hide_what_others_used() {
         assert_eq!(found.map(|group| group.totals.requests), Some(want), "{filter:?} by {}", by.as_str());
     }
 }
+
+fn audited(store: &Store) -> impl Future<Output = Vec<AuditRecord>> + use<> {
+    let audit = store.audit();
+    async move {
+        audit.records(AuditFilter { oldest_first: true, limit: 100, ..AuditFilter::default() }).await.unwrap().records
+    }
+}
+
+#[tokio::test]
+async fn every_change_is_in_the_audit_log_without_secrets() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir);
+    store.create_virtual_key(virtual_key(1)).await.unwrap();
+    let act = Act::new(crate::audit::Actor::user(501, "socket"), "provider_key.rotate", "provider_key 2");
+    let change = async {
+        store.create_provider_key(provider_key(2, Origin::Sealed), Some(Secret::new(CANARY.into()))).await.unwrap();
+        let reference = Origin::Exec { command: format!("print-key {CANARY}"), refresh_secs: 60 };
+        store.update_provider_key(provider_key(2, reference), 1, None).await.unwrap();
+        assert!(store.update_provider_key(provider_key(2, Origin::Sealed), 1, None).await.is_err());
+        store.put_named(Plan { name: "free".into(), ..Plan::default() }, None).await.unwrap();
+        store.delete_provider_key(id(2), None).await.unwrap();
+    };
+    Arc::clone(&act).scope(change).await;
+    // What requests learn of a key is no act.
+    let key =
+        store.create_provider_key(provider_key(3, Origin::Sealed), Some(Secret::new(CANARY.into()))).await.unwrap();
+    let standing = Standing { status: Status::Error, ..Standing::default() };
+    store.note_provider_key(&key, Change { standing, before: Status::Active, fresh: true, kept: true });
+    let mut paid = entry(1);
+    paid.provider_key = Some(id(3));
+    store.ledger().record(paid).unwrap();
+    store.close();
+    let store = open(&dir);
+    let records = audited(&store).await;
+    let shown: Vec<(&str, &str, &str)> =
+        records.iter().map(|record| (&*record.by.actor, &*record.action, &*record.object)).collect();
+    let (one, two, three) =
+        (format!("key {}", id(1)), format!("provider_key {}", id(2)), format!("provider_key {}", id(3)));
+    assert_eq!(
+        shown,
+        [
+            ("sidekey", "key.create", &*one),
+            ("uid:501", "provider_key.rotate", &*two),
+            ("uid:501", "provider_key.rotate", &*two),
+            ("uid:501", "plan.create", "plan free"),
+            ("uid:501", "provider_key.rotate", &*two),
+            ("sidekey", "provider_key.create", &*three),
+            ("sidekey", "provider_key.use", &*three),
+        ]
+    );
+    let changed = &records[2];
+    assert_eq!(changed.before.as_ref().unwrap()["origin"]["kind"], "sealed");
+    assert_eq!(
+        changed.after.as_ref().unwrap()["origin"],
+        serde_json::json!({"kind": "exec", "command": "print-key", "refresh_secs": 60})
+    );
+    assert_eq!((records[4].after.as_ref(), records[6].count), (None, Some(1)));
+    let all = serde_json::to_string(&records).unwrap();
+    assert!(!all.contains(CANARY) && !all.contains("digest"), "{all}");
+    let verdict = store.audit().verify(None).await.unwrap();
+    assert!(verdict.whole && verdict.records == 7, "{verdict:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_is_not_done() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir);
+    *store.shared.audit_fault.lock().unwrap() = Some(ErrorKind::StorageFull);
+    let refused = store.create_virtual_key(virtual_key(1)).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Audit(_)), "{refused}");
+    assert!(store.snapshot().virtual_key(id(1)).is_none());
+    // The request path goes on.
+    store.ledger().record_sync(entry(1)).unwrap().await.unwrap();
+    *store.shared.audit_fault.lock().unwrap() = None;
+    store.create_virtual_key(virtual_key(1)).await.unwrap();
+    // Recorded, and then not to be done: that is recorded too.
+    fail_with(&store, Some(ErrorKind::StorageFull));
+    assert!(store.delete_virtual_key(id(1), None).await.is_err());
+    fail_with(&store, None);
+    let results: Vec<_> = audited(&store).await.into_iter().map(|record| (record.action, record.result)).collect();
+    let said = |action: &str, result| (action.to_owned(), result);
+    let (ok, undone) = (crate::audit::Outcome::Ok, crate::audit::Outcome::Undone);
+    assert_eq!(results, [said("key.create", ok.clone()), said("key.delete", ok), said("key.delete", undone)]);
+    assert!(store.snapshot().virtual_key(id(1)).is_some());
+}
+
+#[tokio::test]
+async fn refusals_are_recorded_up_to_a_bound() {
+    let dir = TempDir::new().unwrap();
+    let clock = Clock::manual(START_MS);
+    let store = Store::open(StoreOptions { clock: clock.clone(), ..options(dir.path()) }).unwrap();
+    let note = || {
+        let by = crate::audit::Actor::user(501, "socket");
+        crate::audit::Note::new(by, "key.create", "key").with(crate::audit::Outcome::Refused("forbidden".into()))
+    };
+    for _ in 0..100 {
+        store.audit().refused(note()).await;
+    }
+    assert_eq!(audited(&store).await.len(), 60);
+    clock.advance_ms(60_000);
+    store.audit().refused(note()).await;
+    assert_eq!(audited(&store).await.last().unwrap().count, Some(41));
+}
+
+#[tokio::test]
+async fn damage_of_the_audit_log_is_told_and_does_not_keep_the_store_shut() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir);
+    store.create_virtual_key(virtual_key(1)).await.unwrap();
+    store.create_virtual_key(virtual_key(2)).await.unwrap();
+    store.close();
+    fs::remove_dir_all(dir.path().join("audit")).unwrap();
+    let store = open(&dir);
+    let told = store.events().recent();
+    assert_eq!((told.len(), told[0].kind.as_str()), (1, "audit.damaged"));
+    store.create_virtual_key(virtual_key(3)).await.unwrap();
+    let verdict = store.audit().verify(None).await.unwrap();
+    assert_eq!((verdict.whole, verdict.bad.unwrap().seq), (false, 1));
+    assert_eq!(audited(&store).await[0].action, "audit.damaged");
+}

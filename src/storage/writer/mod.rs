@@ -14,6 +14,7 @@
 //! most likely. What fails is tried again with growing pauses. Until then entries wait in the queue when the journal
 //! fails, and gather in journal and memory when the engine does.
 
+mod audited;
 mod upkeep;
 
 use std::collections::{HashMap, HashSet};
@@ -23,15 +24,17 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::audit::Act;
 use crate::clock::Nanos;
 use crate::id::{KeyId, ScopeId};
 use crate::limit::{SavedRates, Watch};
 
+use super::audit::Log;
 use super::block::Packed;
 use super::counters::{self, AsOf};
 use super::engine::{Engine, EngineError, Tree};
 use super::journal::Journal;
-use super::load::{Manifest, Start, walk};
+use super::load::{Manifest, Start, audit_row, walk};
 use super::lock::DirLock;
 use super::records::{Edit, Request, Stored};
 use super::recover::{self, Layout, Opened};
@@ -70,6 +73,9 @@ pub(super) struct Writer {
     section: StoreSection,
     engine: Option<Engine>,
     journal: Journal,
+    audit: Log,
+    /// Requests that used each provider key since that was last recorded.
+    uses: HashMap<KeyId, u64>,
     manifest: Manifest,
     tail: Tail,
     /// Taken from the queue, not committed yet.
@@ -100,6 +106,7 @@ struct Due {
     save: Nanos,
     look: Nanos,
     prune: Nanos,
+    uses: Nanos,
     recovery: Option<Nanos>,
     /// The journal has to reach the disk.
     sync: Option<Nanos>,
@@ -123,6 +130,9 @@ pub(super) struct Parts {
     /// What was used since it was last saved.
     pub(super) touched: HashSet<ScopeId>,
     pub(super) journal: Journal,
+    pub(super) audit: Log,
+    /// How that log was found other than it was left.
+    pub(super) damage: Option<String>,
     pub(super) lock: DirLock,
 }
 
@@ -140,6 +150,8 @@ impl Writer {
             aborted,
             touched,
             journal,
+            audit,
+            damage,
             lock,
         } = parts;
         shared.given(aborted.len());
@@ -156,11 +168,22 @@ impl Writer {
             batch: Packed::default(),
             touched,
             gone,
-            due: Due { save: now, look: now, prune: now, recovery: Some(now), sync: None, reopen: now, journal: None },
+            due: Due {
+                save: now,
+                look: now,
+                prune: now,
+                uses: now.saturating_add(audited::USES_EVERY),
+                recovery: Some(now),
+                sync: None,
+                reopen: now,
+                journal: None,
+            },
             engine_pause: BACKOFF_MIN,
             journal_pause: BACKOFF_MIN,
             engine: None,
             journal,
+            audit,
+            uses: HashMap::new(),
             shared,
             commands,
             entries,
@@ -170,6 +193,7 @@ impl Writer {
             _lock: lock,
         };
         writer.put_engine(engine);
+        writer.note_damage(damage);
         writer
     }
 
@@ -342,39 +366,46 @@ impl Writer {
 
     /// Serves what was asked; returns those who wait for the entries queued before them.
     fn serve_commands(&mut self) -> Vec<oneshot::Sender<Result<Pending, StoreError>>> {
-        let (mut changes, mut exports, mut flushes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut changes, mut exports, mut flushes, mut notes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Change(request, reply) => changes.push((request, reply)),
+                Command::Audit(note, reply) => notes.push((*note, reply)),
+                Command::Change(request, act, reply) => changes.push((request, act, reply)),
                 Command::Close => {}
                 Command::Export(reply) => exports.push(reply),
                 Command::Flush(reply) => flushes.push(reply),
             }
         }
         self.commit_changes(changes);
+        self.record(notes);
         for reply in exports {
             answer(reply, self.export());
         }
         flushes
     }
 
-    /// Commits all changes asked for as one; each is answered once it is durable and published.
-    fn commit_changes(&mut self, changes: Vec<(Box<Request>, Reply)>) {
+    /// Commits all changes asked for as one; each is answered once it is durable and published. Their records reach the
+    /// audit log before: what cannot be recorded is not done.
+    fn commit_changes(&mut self, changes: Vec<(Box<Request>, Option<Arc<Act>>, Reply)>) {
         if changes.is_empty() {
             return;
         }
         let Some(engine) = &self.engine else {
-            for (_, reply) in changes {
+            for (.., reply) in changes {
                 answer(reply, self.writable().map(|_| Stored::Nothing));
             }
             return;
         };
         let mut edit = Edit::new(&self.vault, engine, &self.shared.snapshot.load(), &self.manifest);
         let mut waiting = Vec::with_capacity(changes.len());
-        let mut failure = None;
-        for (request, reply) in changes {
+        let (mut failure, mut notes) = (None, Vec::new());
+        for (request, act, reply) in changes {
+            let target = audited::target(&request, act.as_deref(), &edit.snapshot);
             match edit.apply(*request) {
-                Ok(stored) => waiting.push((stored, reply)),
+                Ok(stored) => {
+                    waiting.push((stored, reply));
+                    notes.extend(target.map(|target| audited::note(act.as_deref(), target, &edit.snapshot)));
+                }
                 Err(error) => {
                     // A row that cannot be read leaves the edit half made: nothing of it may be committed.
                     failure = failure.or_else(|| error.is_failure().then(|| error.to_string()));
@@ -385,11 +416,27 @@ impl Writer {
         let result = match failure {
             Some(reason) => Err(EngineError::Panicked(reason)),
             None if edit.changes.is_empty() => Ok(()),
-            None => edit.finish().map_err(|error| EngineError::Panicked(error.to_string())).and_then(|()| {
-                self.shared.check_fault()?;
-                engine.commit(&edit.changes)
-            }),
+            None => edit.finish().map_err(|error| EngineError::Panicked(error.to_string())),
         };
+        let recorded = match result {
+            Ok(()) => audited::append(&mut self.audit, &self.shared, notes.clone()),
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = recorded {
+            waiting.into_iter().for_each(|(_, reply)| answer(reply, Err(StoreError::Audit(error.to_string()))));
+            return;
+        }
+        let result = result.and_then(|()| {
+            if !notes.is_empty() {
+                let row = audit_row(&self.vault, self.audit.head());
+                edit.changes.push(row.map_err(|error| EngineError::Panicked(error.to_string()))?);
+            }
+            if edit.changes.is_empty() {
+                return Ok(());
+            }
+            self.shared.check_fault()?;
+            engine.commit(&edit.changes)
+        });
         let Edit { snapshot, manifest, changes, gone, .. } = edit;
         match result {
             Ok(()) => {
@@ -404,6 +451,7 @@ impl Writer {
             }
             Err(error) => {
                 self.fail(&error);
+                self.take_back(notes);
                 let text = error.to_string();
                 waiting.into_iter().for_each(|(_, reply)| answer(reply, Err(StoreError::Unavailable(text.clone()))));
             }
@@ -512,6 +560,9 @@ impl Writer {
                     self.touched.insert(id);
                 }
             }
+            if let Some(id) = entry.provider_key {
+                *self.uses.entry(id).or_default() += 1;
+            }
             if let Some(slot) = slot {
                 self.shared.reservations.clear(slot);
             }
@@ -542,6 +593,7 @@ impl Writer {
         self.sync_journal_if_due(now);
         let result = self.save_if_due(now, closing).and_then(|()| self.prune_if_due(now, closing));
         let result = result.and_then(|()| self.write_recovery_if_due(now, closing));
+        self.record_uses_if_due(now, closing);
         if let Err(error) = result {
             self.fail(&error);
         }
