@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::cli::audit::AuditArgs;
 use crate::cli::ca::CaCommand;
 use crate::cli::plan_args::{OwnerCommand, PlanCommand};
 use crate::cli::pools::PoolCommand;
@@ -118,6 +119,8 @@ pub enum Command {
         #[arg(long, default_value_t = 20)]
         limit: usize,
     },
+    /// What was done to keys, policies and secrets, and by whom: newest first
+    Audit(AuditArgs),
     /// What the running daemon says of itself
     Status,
     /// The kernel's rules that lead an app's connections to sidekey

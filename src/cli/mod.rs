@@ -5,6 +5,7 @@
 
 mod alerts;
 pub mod args;
+pub mod audit;
 pub mod ca;
 mod checks;
 pub mod client;
@@ -164,6 +165,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Restore { file, force } => block_on(store::restore(&session, &file, force))?,
         Command::Run(_) => (session.hooks.run)(session.loaded, session.environment)?,
         command @ (Command::Alerts { .. }
+        | Command::Audit(_)
         | Command::Backup { .. }
         | Command::Ca(_)
         | Command::Explain(_)
@@ -192,6 +194,7 @@ async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Fa
     let connected = store::connect(session).await?;
     let client = &connected.client;
     let done = match command {
+        Command::Audit(args) => audit::run(session, client, &args).await,
         Command::Backup { file } => store::backup(client, &file).await,
         Command::Ca(command) => ca::run(session, client, command).await,
         Command::Explain(args) => explain::run(session, client, &args).await,

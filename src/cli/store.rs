@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::audit::{Actor, Note};
 use crate::cli::Session;
 use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
@@ -139,11 +140,24 @@ pub(super) async fn restore(session: &Session, file: &Path, force: bool) -> Resu
     }
     let inputs = session.environment.master_key_inputs();
     let aside = storage::restore(&dir, &inputs, &absolute(file)?, force, &Clock::system())?;
+    record_restore(session, file).await?;
     out::say(&format!("restored {} from {}", dir.display(), file.display()));
     if let Some(aside) = aside {
         out::say(&format!("what was there is in {}", aside.display()));
     }
     Ok(())
+}
+
+/// The store has no log before it is there, so what was restored is recorded after.
+async fn record_restore(session: &Session, file: &Path) -> Result<(), Failure> {
+    let registry = registry(session)?;
+    let store = open(session, &registry, false)?;
+    let by = Actor::user(rustix::process::geteuid().as_raw(), "command");
+    let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
+    let recorded = store.audit().record(Note::new(by, "backup.restore", format!("backup {name}"))).await;
+    let closed = Connected { client: AdminClient::Local(axum::Router::new()), store: Some(store) };
+    closed.close().await;
+    Ok(recorded?)
 }
 
 /// The daemon works in another directory.

@@ -28,11 +28,14 @@
 //! | `/api/usage/groups/{id}` | GET |
 //! | `/api/ledger?key=&group=&limit=&cursor=` | GET |
 //! | `/api/alerts?limit=` | GET |
+//! | `/api/audit?actor=&object=&action=&since=&order=&limit=&cursor=`, `/api/audit/verify?head=` | GET |
 //! | `/api/explain?key=&model=&provider=&endpoint=&input_tokens=&max_tokens=` | GET |
 //! | `/api/status` | GET |
 //! | `/api/backup` | POST: writes the file |
 
 mod alerts;
+mod audit;
+mod audited;
 mod ca;
 mod explain;
 pub mod health;
@@ -109,6 +112,7 @@ impl fmt::Debug for ControlState {
 
 /// The admin API. Serve it only where every peer is the operator.
 pub fn router(state: ControlState) -> Router {
+    let state = Arc::new(state);
     Router::new()
         .route("/api/keys", get(keys::list).post(keys::create))
         .route("/api/keys/validate", post(keys::validate))
@@ -143,6 +147,8 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/usage/groups/{id}", get(usage::of_group))
         .route("/api/ledger", get(usage::ledger))
         .route("/api/alerts", get(alerts::list))
+        .route("/api/audit", get(audit::list))
+        .route("/api/audit/verify", get(audit::verify))
         .route("/api/ca", get(ca::show))
         .route("/api/ca/rotate", post(ca::rotate))
         .route("/api/explain", get(explain::explain))
@@ -152,13 +158,16 @@ pub fn router(state: ControlState) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
         })
-        .with_state(Arc::new(state))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&state), audited::watch))
+        .with_state(state)
 }
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         let text = error.to_string();
         match error {
+            StoreError::Audit(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable", text)
+                .fix("look at the disk of the data directory: nothing was changed"),
             StoreError::Conflict { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "conflict", text)
                 .fix("read it again: somebody changed it in between"),
             StoreError::Exists { .. } => Self::new(StatusCode::CONFLICT, "exists", text),

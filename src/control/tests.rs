@@ -842,3 +842,57 @@ async fn defaults_of_new_keys_are_for_what_their_plan_does_not_say() {
         assert_eq!(values("budget"), budgets, "{key}");
     }
 }
+
+#[tokio::test]
+async fn what_is_asked_is_in_the_audit_log() {
+    let api = Api::new(KeysSection::default());
+    let id = api.post("/api/keys", json!({"name": "app"})).await.body["key_data"]["id"].as_str().unwrap().to_owned();
+    api.post(&format!("/api/keys/{id}/disable"), json!({})).await;
+    api.post("/api/keys", json!({"name": ""})).await;
+    api.post("/api/keys/validate", json!({"key": "sk-side-x"})).await;
+    let added = json!({"provider": "openai", "name": "main", "secret": REAL});
+    let real = api.post("/api/provider-keys", added).await.body["id"].as_str().unwrap().to_owned();
+    api.post(&format!("/api/provider-keys/{real}/test"), json!({})).await;
+    api.get("/api/keys").await;
+    let found = api.get("/api/audit?order=oldest").await.body;
+    let records = found["records"].as_array().unwrap();
+    let shown: Vec<String> = records
+        .iter()
+        .map(|record| format!("{} {} {}", record["action"], record["object"], record["result"]).replace('"', ""))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            format!("key.create key {id} ok"),
+            format!("key.disable key {id} ok"),
+            "key.create key {refused:invalid}".to_owned(),
+            format!("provider_key.create provider_key {real} ok"),
+            format!("provider_key.test provider_key {real} started"),
+            format!("provider_key.test provider_key {real} ok"),
+        ]
+    );
+    assert!(records.iter().all(|record| record["actor"].as_str().unwrap().starts_with("uid:")));
+    let changed = &records[1];
+    assert_eq!((&changed["before"]["status"], &changed["after"]["status"]), (&json!("active"), &json!("disabled")));
+    for (query, want) in [
+        ("action=key", 3),
+        ("action=key.disable", 1),
+        (&*format!("object={id}"), 2),
+        ("actor=sidekey", 0),
+        ("since=2999-01-01T00:00:00Z", 0),
+        ("limit=2", 2),
+    ] {
+        let found = api.get(&format!("/api/audit?{query}")).await.body;
+        assert_eq!(found["records"].as_array().unwrap().len(), want, "{query}");
+    }
+    let verdict = api.get("/api/audit/verify").await.body;
+    assert_eq!((&verdict["whole"], &verdict["records"]), (&json!(true), &json!(6)));
+    let head = format!("6:{}", verdict["head"].as_str().unwrap());
+    assert_eq!(api.get(&format!("/api/audit/verify?head={head}")).await.body["whole"], true);
+    let other = format!("6:{}", "0".repeat(64));
+    assert_eq!(api.get(&format!("/api/audit/verify?head={other}")).await.body["bad"]["seq"], 6);
+    for (path, field) in [("/api/audit?since=monday", "since"), ("/api/audit/verify?head=7", "head")] {
+        let answer = api.get(path).await;
+        assert_eq!((answer.status, &answer.body["field"]), (422, &json!(field)), "{path}");
+    }
+}

@@ -1,0 +1,75 @@
+//! `/api/audit`: what was done, by whom.
+//!
+//! Owns the questions; leaves the log to `storage::audit`, and what gets into it to [`super::audited`] and the store.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::clock::parse_rfc3339;
+use crate::control::problem::{Asked, Problem};
+use crate::control::{ControlState, DEFAULT_PAGE, MAX_PAGE};
+use crate::storage::{AuditFilter, AuditVerdict};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Order {
+    #[default]
+    Newest,
+    Oldest,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct AuditQuery {
+    actor: Option<String>,
+    object: Option<String>,
+    action: Option<String>,
+    since: Option<String>,
+    order: Order,
+    limit: Option<usize>,
+    cursor: Option<u64>,
+}
+
+pub(super) async fn list(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<AuditQuery>,
+) -> Result<Json<Value>, Problem> {
+    let since = query.since.as_deref().map(parse_rfc3339).transpose();
+    let filter = AuditFilter {
+        actor: query.actor,
+        object: query.object,
+        action: query.action,
+        since_ms: since.map_err(|error| Problem::invalid("since", error))?,
+        oldest_first: matches!(query.order, Order::Oldest),
+        cursor: query.cursor,
+        limit: query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE),
+    };
+    let page = state.store.audit().records(filter).await?;
+    Ok(Json(json!({"records": page.records, "next_cursor": page.next})))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct VerifyQuery {
+    head: Option<String>,
+}
+
+pub(super) async fn verify(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<VerifyQuery>,
+) -> Result<Json<AuditVerdict>, Problem> {
+    let read = |said: &str| {
+        let (seq, hash) = said.split_once(':')?;
+        let hash = Some(hash).filter(|hash| hash.len() == 64 && hash.bytes().all(|c| c.is_ascii_hexdigit()))?;
+        Some((seq.parse().ok()?, hash.to_ascii_lowercase()))
+    };
+    let noted = query.head.as_deref().map(|said| {
+        let bad = || Problem::invalid("head", "must be a number, a colon and 64 hex digits").fix("as `verify` gave it");
+        read(said).ok_or_else(bad)
+    });
+    Ok(Json(state.store.audit().verify(noted.transpose()?).await?))
+}
