@@ -11,8 +11,13 @@ use http::{HeaderMap, HeaderValue, Method};
 use sidekey::clock::Clock;
 use sidekey::id::{KeyId, ScopeId};
 use sidekey::limit::{Consumption, Moment, Permit, Scope, Watch};
+use sidekey::metrics::Metrics;
 use sidekey::policy::{Limits, Policy};
+use sidekey::pool::{Contender, PoolPolicy, Wish, choose};
 use sidekey::provider::{self, request};
+use sidekey::provider_key::{Left, ModelTag, Origin, ProviderKey, Room, Standing};
+use sidekey::secret::Secret;
+use sidekey::storage::{MasterKeyInputs, ProviderKeyState, Store, StoreOptions, StoreSection};
 use sidekey::tally::{Observer, Wire};
 use sidekey::tokens;
 use sidekey::virtual_key::{self, DEFAULT_PREFIX, DigestKey};
@@ -143,5 +148,95 @@ fn observe(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, key_check, limits, sniff, observe);
+/// A store with so many keys of one provider; those with a policy are held to it.
+fn provider_keys(dir: &std::path::Path, count: u8, policy: &Policy) -> Store {
+    let store = Store::open(StoreOptions {
+        dir: dir.to_owned(),
+        create: true,
+        master: MasterKeyInputs::default(),
+        environment_keys: Vec::new(),
+        prices: Arc::default(),
+        section: StoreSection::default(),
+        clock: Clock::system(),
+        metrics: Metrics::default(),
+    });
+    let store = store.expect("an empty folder");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    for n in 0..count {
+        let record = ProviderKey {
+            id: KeyId::from_bytes([n + 1; 8]),
+            provider: "openai".to_owned(),
+            name: format!("k{n}"),
+            owner: sidekey::id::Owner::System,
+            standing: Standing::default(),
+            origin: Origin::Sealed,
+            masked: String::new(),
+            bound_to: ORIGIN.to_owned(),
+            models: Vec::new(),
+            priority: 0,
+            weight: 1,
+            policy: policy.clone(),
+            replaced: None,
+            created_ms: 0,
+            version: 0,
+        };
+        let made = store.create_provider_key(record, Some(Secret::new(format!("sk-{n}"))));
+        runtime.block_on(made).expect("a new key");
+    }
+    store
+}
+
+const ORIGIN: &str = "https://api.openai.com:443";
+
+/// What one choice among the keys of a provider costs, with what a request asks of each of them.
+fn choice(c: &mut Criterion) {
+    let clock = Clock::system();
+    let limits = Limits { rpm: Some(4_000_000_000), tpm: Some(4_000_000_000), ..Limits::default() };
+    let limited = Policy { limits, ..Policy::default() };
+    let mut group = c.benchmark_group("choice");
+    for (name, count, policy, learned) in [
+        ("10_keys", 10, &Policy::default(), true),
+        ("100_keys", 100, &Policy::default(), true),
+        ("100_keys/nothing_learned", 100, &Policy::default(), false),
+        ("100_keys/own_limits", 100, &limited, true),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = provider_keys(folder.path(), count, policy);
+        let snapshot = Arc::clone(&store.snapshot());
+        let keys = snapshot.tiers("openai").expect("keys").of_system();
+        let tag = ModelTag::of(Some("gpt-4o-mini"));
+        for key in keys.iter().filter(|_| learned) {
+            let left = Left { limit: 10_000_000, remaining: 9_999_000, full_in: std::time::Duration::from_secs(3600) };
+            key.stats.health.learned.note(clock.now(), tag, Room { requests: Some(left), tokens: Some(left) });
+        }
+        let tried: Vec<KeyId> = Vec::new();
+        for policy in [PoolPolicy::LeastUsed, PoolPolicy::RoundRobin, PoolPolicy::Random] {
+            group.bench_function(format!("{policy}/{name}"), |b| {
+                b.iter(|| {
+                    let at = Moment::of(&clock);
+                    let wish = Wish { now: at.now, tag, tokens: 100, stick: None, seed: at.now };
+                    let usable = |key: &ProviderKeyState| {
+                        key.is_enabled()
+                            && key.record.bound_to == black_box(ORIGIN)
+                            && key.pays_for(Some("gpt-4o-mini"))
+                            && !tried.contains(&key.record.id)
+                    };
+                    let contenders = keys.iter().enumerate().filter(|(_, key)| usable(key));
+                    choose(policy, &wish, contenders.map(|(index, key)| (index, contender(key, at)))).expect("a key")
+                });
+            });
+        }
+        drop(snapshot);
+        store.close();
+    }
+    group.finish();
+}
+
+fn contender(key: &ProviderKeyState, at: Moment) -> Contender<'_> {
+    #[expect(clippy::cast_possible_truncation, reason = "a ratio for comparing keys, not an account")]
+    let share = if key.scope.is_unlimited() { 0.0 } else { key.scope.share_used(at) as f32 };
+    Contender { id: key.record.id, health: &key.stats.health, weight: key.record.weight, share }
+}
+
+criterion_group!(benches, key_check, limits, sniff, observe, choice);
 criterion_main!(benches);
