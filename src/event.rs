@@ -41,11 +41,15 @@ pub enum Kind {
     ProviderKeyError,
     /// A provider key's money, or its tokens of the day, are gone.
     ProviderKeyExhausted,
+    /// A provider key has a new secret.
+    ProviderKeyRotated,
+    /// A provider key has its former secret again, because the new one is refused.
+    ProviderKeyTakenBack,
 }
 
 impl Kind {
     /// Every one, for the metric's initial zeros.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::AuditDamaged,
         Self::BudgetThreshold,
         Self::PriceUnknown,
@@ -54,6 +58,8 @@ impl Kind {
         Self::ProviderKeyDisabled,
         Self::ProviderKeyError,
         Self::ProviderKeyExhausted,
+        Self::ProviderKeyRotated,
+        Self::ProviderKeyTakenBack,
     ];
 
     /// Its word; also the metric's label.
@@ -68,6 +74,8 @@ impl Kind {
             Self::ProviderKeyDisabled => "provider_key.disabled",
             Self::ProviderKeyError => "provider_key.error",
             Self::ProviderKeyExhausted => "provider_key.exhausted",
+            Self::ProviderKeyRotated => "provider_key.rotated",
+            Self::ProviderKeyTakenBack => "provider_key.taken_back",
         }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::Router;
 
 use crate::app::StartError;
+use crate::app::keeper::Keeper;
 use crate::control::health::{self, Readiness};
 use crate::control::socket::{AdminSocket, serve_tcp};
 use crate::metrics::Metrics;
@@ -29,6 +30,7 @@ pub(super) struct Service<'a> {
     pub(super) telemetry: Option<(TcpListener, Metrics, Readiness)>,
     pub(super) store: Store,
     pub(super) secrets: HashMap<String, Secret>,
+    pub(super) keeper: Keeper,
 }
 
 /// The thread.
@@ -41,7 +43,7 @@ pub(super) struct Control {
 impl Control {
     /// Binds the admin socket, forgets the keys of commands that were killed, fetches references, and starts serving.
     pub(super) fn start(service: Service<'_>) -> Result<Self, StartError> {
-        let Service { admin, telemetry, store, secrets } = service;
+        let Service { admin, telemetry, store, secrets, keeper } = service;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let references = store.references(secrets);
         let admin = runtime.block_on(async {
@@ -56,7 +58,7 @@ impl Control {
         let drain = Arc::new(Drain::default());
         let watch = drain.watch();
         let thread = std::thread::Builder::new().name("sidekey-control".to_owned()).spawn(move || {
-            let served = runtime.block_on(serve(admin, telemetry, references, watch));
+            let served = runtime.block_on(serve(admin, telemetry, references, keeper, watch));
             if let Err(error) = served {
                 tracing::error!(%error, "the control plane has ended");
             }
@@ -99,6 +101,7 @@ async fn serve(
     admin: Option<(AdminSocket, Router)>,
     telemetry: Option<(TcpListener, Metrics, Readiness)>,
     references: References,
+    keeper: Keeper,
     watch: Watch,
 ) -> io::Result<()> {
     let stopped = |mut watch: Watch| async move { watch.signalled().await };
@@ -125,6 +128,7 @@ async fn serve(
     tokio::select! {
         served = async { tokio::try_join!(admin, telemetry) } => served.map(drop),
         () = references.watch() => Ok(()),
+        () = keeper.work() => Ok(()),
         () = stop => Ok(()),
     }
 }

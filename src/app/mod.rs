@@ -8,6 +8,7 @@ mod ca;
 mod control;
 mod error;
 mod harden;
+mod keeper;
 mod log;
 mod run;
 mod tester;
@@ -110,6 +111,9 @@ impl Running {
             checks.push(loops_check(&loops));
         }
         let readiness = Readiness::new(checks);
+        let tester = tester::with(&store, &registry, environment, dialer.clone(), clock.clone());
+        let kept = loaded.config.provider_keys.clone();
+        let keeper = keeper::Keeper::new(store.clone(), Arc::clone(&tester), clock.clone(), kept, &metrics);
         let admin = crate::control::router(ControlState {
             store: store.clone(),
             registry: Arc::clone(&registry),
@@ -121,7 +125,7 @@ impl Running {
             },
             readiness: readiness.clone(),
             roots: Some(roots),
-            tester: tester::with(&store, &registry, environment, dialer.clone(), clock.clone()),
+            tester,
             explainer: explainer(&store, &registry, &clock),
             clock: clock.clone(),
         });
@@ -143,6 +147,7 @@ impl Running {
             telemetry: telemetry.map(|listener| (listener, metrics, readiness.clone())),
             store: store.clone(),
             secrets: environment.secrets(),
+            keeper,
         })?;
         let worker = worker::Worker {
             listener,

@@ -3,7 +3,8 @@
 //! Owns the request and the verdict; leaves which path is asked to the provider's row, and fetching what a reference
 //! leads to, which comes first, to `storage::reference`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{HOST, USER_AGENT};
@@ -47,12 +48,30 @@ pub(super) fn with(
 ) -> KeyTester {
     let references = store.references(environment.secrets());
     let (store, registry) = (store.clone(), Arc::clone(registry));
+    let turns = Turns::default();
     Arc::new(move |id| {
-        let key = store.snapshot().provider_key(id).cloned();
-        let (registry, references) = (Arc::clone(&registry), references.clone());
-        let (dialer, clock) = (dialer.clone(), clock.clone());
-        Box::pin(async move { test(key, &registry, &references, dialer, clock, id).await })
+        let (store, registry, references) = (store.clone(), Arc::clone(&registry), references.clone());
+        let (dialer, clock, turns) = (dialer.clone(), clock.clone(), turns.clone());
+        Box::pin(async move {
+            let turn = turns.of(id);
+            let _mine = turn.lock().await;
+            let key = store.snapshot().provider_key(id).cloned();
+            test(key, &registry, &references, dialer, clock, id).await
+        })
     })
+}
+
+/// Whose test is under way: a key is not tested twice at once, whoever asks.
+#[derive(Clone, Debug, Default)]
+struct Turns(Arc<Mutex<HashMap<KeyId, Arc<tokio::sync::Mutex<()>>>>>);
+
+impl Turns {
+    fn of(&self, id: KeyId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody waits for any more.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(id).or_default())
+    }
 }
 
 fn untested(verdict: Verdict, detail: &str) -> TestResult {

@@ -672,6 +672,9 @@ pub struct ProviderKeyRotate {
     /// Does not ask the provider whether it takes the new one
     #[arg(long)]
     pub no_test: bool,
+    /// How long the former secret is kept: it comes back when the provider refuses the new one
+    #[arg(long, value_parser = duration::parse, default_value = "10m")]
+    pub grace: Duration,
     /// Where the new secret comes from.
     #[command(flatten)]
     pub secret: SecretArgs,

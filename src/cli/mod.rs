@@ -26,6 +26,7 @@ mod policy;
 pub mod pools;
 pub mod price_args;
 mod prices;
+mod progress;
 mod provider_keys;
 pub mod proxied;
 mod redirect;

@@ -11,11 +11,13 @@ use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::keys::{all_pages, one_of};
 use crate::cli::out::{self, Column};
+use crate::cli::progress::Progress;
 use crate::cli::{Session, policy, secret_input, usage};
 use crate::control::encoded;
 use crate::provider_key::Origin;
 use crate::secret::Secret;
 use crate::storage::Dimension;
+use crate::unit::duration;
 
 const COLUMNS: &[Column<'_>] = &[
     ("ID", "/id"),
@@ -35,6 +37,7 @@ const TEST_COLUMNS: &[Column<'_>] = &[
     ("NAME", "/key/name"),
     ("VERDICT", "/test/verdict"),
     ("STATUS", "/test/status"),
+    ("MS", "/test/latency_ms"),
     ("DETAIL", "/test/detail"),
 ];
 
@@ -114,6 +117,7 @@ async fn rotate(session: &Session, client: &AdminClient, args: &ProviderKeyRotat
     let id = resolve(client, &args.key).await?;
     let mut body = source(session, &args.secret)?;
     body.insert("test".to_owned(), json!(!args.no_test));
+    body.insert("grace".to_owned(), json!(duration::format(args.grace)));
     let changed = client.post(&format!("/api/provider-keys/{id}/rotate"), &Value::Object(body)).await?.body;
     session.out.one(&changed, policy::card)?;
     warn_untested(&changed);
@@ -177,17 +181,23 @@ async fn act(session: &Session, client: &AdminClient, key: &str, verb: &str) -> 
 }
 
 async fn test(session: &Session, client: &AdminClient, key: Option<&str>, all: bool) -> Result<(), Failure> {
-    let mut ids = Vec::new();
+    let mut keys = Vec::new();
     if all {
         let items = all_pages(client, "/api/provider-keys?limit=1000", "provider_keys").await?;
-        ids.extend(items.iter().filter_map(|item| item["id"].as_str()).map(str::to_owned));
+        keys.extend(items.iter().filter_map(|item| Some((item["id"].as_str()?.to_owned(), label(item)))));
     } else if let Some(key) = key {
-        ids.push(resolve(client, key).await?);
+        keys.push((resolve(client, key).await?, key.to_owned()));
     }
     let mut results = Vec::new();
-    for id in &ids {
-        results.push(client.post(&format!("/api/provider-keys/{id}/test"), &json!({})).await?.body);
+    let mut progress = Progress::new(keys.len(), session.out.format);
+    for (id, label) in &keys {
+        progress.begin(label);
+        let tested = client.post(&format!("/api/provider-keys/{id}/test"), &json!({})).await?.body;
+        let verdict = tested["test"]["verdict"].as_str().unwrap_or_default();
+        progress.end(&format!("{label}: {verdict}, {} ms", tested["test"]["latency_ms"]));
+        results.push(tested);
     }
+    drop(progress);
     match (&results[..], all, session.out.format) {
         ([only], false, Format::Json) => session.out.json(only)?,
         _ => session.out.many(&json!({"results": results}), &results, TEST_COLUMNS)?,
@@ -198,6 +208,11 @@ async fn test(session: &Session, client: &AdminClient, key: Option<&str>, all: b
         0 => Ok(()),
         failed => Err(Failure::new(Exit::Failure, format!("{failed} of {} keys failed the test", results.len()))),
     }
+}
+
+/// What people call a key: `openai/main`.
+fn label(key: &Value) -> String {
+    format!("{}/{}", key["provider"].as_str().unwrap_or_default(), key["name"].as_str().unwrap_or_default())
 }
 
 /// The id of a provider key named by id, by name, or as `provider/name`.

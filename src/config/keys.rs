@@ -146,6 +146,19 @@ pub static KEYS: &[Key] = &[
         "",
         "What a model costs, by provider/model, in dollars per million tokens; over the list in the program.",
     ),
+    key(
+        "provider_keys.retest",
+        Kind::Bool,
+        "true",
+        "Whether provider keys in error are tested again, without spending.",
+    ),
+    key(
+        "provider_keys.retest_first",
+        Kind::Duration,
+        "\"1m\"",
+        "How long after its refusal a key is tested again; each test that fails doubles it.",
+    ),
+    key("provider_keys.retest_max", Kind::Duration, "\"1h\"", "The longest pause between two such tests."),
     key("providers.*.base_url", Kind::Text, "", "scheme://host[:port][/prefix]; the provider's own path follows."),
     key(
         "providers.*.dialect",

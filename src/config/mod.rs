@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::ingress::section::ConnectSection;
 use crate::pricing::{ANY, Listing, Overlay, PriceName, PriceTable, Prices};
 use crate::provider::{ConfigFault, ProviderSection, Registry};
+use crate::provider_key::ProviderKeysSection;
 use crate::proxy::section::ProxySection;
 use crate::storage::StoreSection;
 use crate::unit::duration;
@@ -46,6 +47,8 @@ pub struct Config {
     pub log: LogSection,
     /// What models cost, over the list in the program.
     pub prices: Prices,
+    /// What sidekey does with provider keys by itself.
+    pub provider_keys: ProviderKeysSection,
     /// What differs from the built-in providers, and the operator's own.
     pub providers: BTreeMap<String, ProviderSection>,
     /// How sidekey ends.
@@ -178,6 +181,17 @@ impl Config {
         if !self.shutdown.min_delay.is_zero() && self.shutdown.min_delay >= self.limits.drain_timeout {
             let text = "leaves open requests no time to end; limits.drain_timeout must be longer";
             faults.push(wrong(&["shutdown.min_delay", "limits.drain_timeout"], text));
+        }
+        let keys = &self.provider_keys;
+        if keys.retest_first < Duration::from_secs(1) {
+            faults.push(wrong(
+                &["provider_keys.retest_first"],
+                "must be at least 1s; provider_keys.retest = false switches it off",
+            ));
+        }
+        if keys.retest_first > keys.retest_max {
+            let both = ["provider_keys.retest_first", "provider_keys.retest_max"];
+            faults.push(wrong(&both, "is more than provider_keys.retest_max"));
         }
         if self.store.queue_capacity == 0 {
             faults.push(wrong(&["store.queue_capacity"], "a queue of 0 would record nothing"));

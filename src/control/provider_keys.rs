@@ -5,6 +5,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -14,17 +15,20 @@ use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::control::policy::{PolicyWish, With};
 use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
 use crate::control::view::ProviderKeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
+use crate::event::{self, Severity};
 use crate::id::{KeyId, Owner};
+use crate::limit::Moment;
 use crate::policy::Policy;
 use crate::pool::MAX_WEIGHT;
-use crate::provider_key::{Blow, Change as Became, Origin, ProviderKey, Standing, Status};
+use crate::provider_key::{Blow, Change as Became, DEFAULT_GRACE, Origin, ProviderKey, Replaced, Standing, Status};
 use crate::secret::Secret;
 use crate::storage::{ProviderKeyState, Store, StoreError};
+use crate::unit::duration;
 
 /// What a provider said to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -40,6 +44,23 @@ pub enum Verdict {
     Unreadable,
     /// There is nothing that can be asked without spending.
     Untestable,
+}
+
+impl Verdict {
+    /// Every one, for metrics.
+    pub const ALL: [Self; 5] = [Self::Accepted, Self::Rejected, Self::Unreachable, Self::Unreadable, Self::Untestable];
+
+    /// The word, also a metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+            Self::Unreachable => "unreachable",
+            Self::Unreadable => "unreadable",
+            Self::Untestable => "untestable",
+        }
+    }
 }
 
 /// How a test went.
@@ -160,6 +181,7 @@ pub(super) async fn add(
         priority: addition.priority,
         policy,
         weight: addition.weight,
+        replaced: None,
         created_ms: now,
         version: 0,
     };
@@ -246,9 +268,12 @@ struct Rotation {
     reference: Option<String>,
     /// Asks the provider first; what is not good changes nothing.
     test: bool,
+    /// For how long the former secret comes back should the provider refuse the new one.
+    grace: Option<String>,
 }
 
-/// A new secret in place of the old one. It is bound to the provider's present host: whoever enters it means that.
+/// A new secret in place of the old one, which is remembered for a while. It is bound to the provider's present host:
+/// whoever enters it means that. Requests that were sent with the old one end with it.
 pub(super) async fn rotate(
     State(state): State<Arc<ControlState>>,
     Path(id): Path<String>,
@@ -258,9 +283,14 @@ pub(super) async fn rotate(
     let rotation: Rotation = parse(&headers, &body, Tell::Names)?;
     let source = Source { secret: rotation.secret, reference: rotation.reference };
     let (origin, secret) = source.resolve()?;
-    let mut record = stored(&state, &id)?.record.clone();
+    let grace = rotation.grace.as_deref().map(duration::parse).transpose();
+    let grace = grace.map_err(|error| Problem::invalid("grace", error))?.unwrap_or(DEFAULT_GRACE);
+    let before = stored(&state, &id)?;
+    let mut record = before.record.clone();
     let upstream = state.registry.lookup(&record.provider);
     let upstream = upstream.map_err(|error| Problem::invalid("provider", error.to_string()))?;
+    let expected = expected_version(&headers)?.unwrap_or(record.version);
+    record.replaced = replaced(&state, &before, grace, expected + 1);
     record.bound_to = upstream.origin().to_owned();
     record.masked = secret.as_ref().map(Secret::masked).unwrap_or_default();
     record.origin = origin;
@@ -269,16 +299,13 @@ pub(super) async fn rotate(
         record.standing = Standing { since_ms: Some(state.clock.wall_ms()), ..Standing::default() };
     }
     if !rotation.test {
-        let expected = expected_version(&headers)?.unwrap_or(record.version);
-        let after = state.store.update_provider_key(record, expected, secret).await?;
-        after.stats.health.clear();
-        return Ok(answer(&state, &after));
+        return Ok(answer(&state, &*put_rotated(&state, record, expected, secret).await?));
     }
-    let expected = expected_version(&headers)?.unwrap_or(record.version);
     let candidate = ProviderKey {
         id: KeyId::random().map_err(|error| Problem::internal(error.to_string()))?,
         name: format!("{} of a rotation", record.id),
         standing: Standing { status: Status::Disabled, ..Standing::default() },
+        replaced: None,
         ..record.clone()
     };
     let (result, fetched) = try_out(&state, candidate, secret.clone()).await?;
@@ -291,14 +318,44 @@ pub(super) async fn rotate(
         Verdict::Unreadable => return refused("unreadable", format!("the reference gives no key: {}", result.detail)),
         Verdict::Accepted | Verdict::Unreachable | Verdict::Untestable => {}
     }
-    let after = state.store.update_provider_key(record, expected, secret).await?;
-    after.stats.health.clear();
+    let after = put_rotated(&state, record, expected, secret).await?;
     if after.record.origin != Origin::Sealed && fetched.is_some() {
         after.secret.store(fetched);
     }
     let mut view = json!(ProviderKeyView::new(&after, &state.clock));
     view["test"] = json!(result);
     Ok(([(header::ETAG, etag(after.record.version))], Json(view)).into_response())
+}
+
+/// What a rotation remembers of the key as it is; nothing of one that the provider does not take.
+fn replaced(state: &ControlState, before: &ProviderKeyState, grace: Duration, rotation: u64) -> Option<Replaced> {
+    let standing = before.standing(state.clock.now());
+    if grace.is_zero() || standing.status == Status::Error {
+        return None;
+    }
+    let ProviderKey { origin, masked, bound_to, .. } = before.record.clone();
+    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    let until_ms = state.clock.wall_ms().saturating_add(grace_ms);
+    Some(Replaced { until_ms, rotation, origin, masked, bound_to, standing })
+}
+
+async fn put_rotated(
+    state: &ControlState,
+    record: ProviderKey,
+    expected: u64,
+    secret: Option<Secret>,
+) -> Result<Arc<ProviderKeyState>, StoreError> {
+    let after = state.store.update_provider_key(record, expected, secret).await?;
+    after.stats.health.clear();
+    let ProviderKey { id, provider, name, masked, origin, replaced, .. } = &after.record;
+    let new = if masked.is_empty() { origin.describe() } else { masked.clone() };
+    let former = replaced.as_ref().map_or_else(String::new, |former| {
+        format!(" in place of {}, which comes back if it is refused until {}", former.shown(), rfc3339(former.until_ms))
+    });
+    let message = format!("{provider}/{name} is {new}{former}");
+    let subject = format!("provider key {id}");
+    state.store.events().emit(event::Kind::ProviderKeyRotated, Severity::Info, subject, message);
+    Ok(after)
 }
 
 /// Tests a key that is in the store, switched off, for as long as that takes; also gives what its reference led to.
@@ -408,6 +465,11 @@ pub fn apply(store: &Store, key: &ProviderKeyState, result: &TestResult, clock: 
             health.clear();
             let standing = Standing { since_ms: Some(wall_ms), ..Standing::default() };
             Some(Became { standing, before, fresh: true, kept: true })
+        }
+        (Status::Active | Status::Cooling, Verdict::Rejected)
+            if store.take_back(key, &result.detail, Moment { now, wall_ms }) =>
+        {
+            None
         }
         (Status::Active | Status::Cooling, Verdict::Rejected) => {
             health.struck(Blow::Refused, None, &result.detail, now, wall_ms)

@@ -15,7 +15,7 @@ use crate::id::{KeyId, Owner, ScopeId};
 use crate::limit::{Consumption, Kind, Moment};
 use crate::policy::Policy;
 use crate::provider::Upstream;
-use crate::provider_key::Status;
+use crate::provider_key::{Replaced, Status};
 use crate::storage::{KeyState, KeyStats, ProviderKeyState, Snapshot, scopes_of};
 use crate::unit::usd;
 use crate::virtual_key::{Fallback, StreamUsage};
@@ -132,6 +132,10 @@ pub struct ProviderKeyView {
     pub policy: Policy,
     /// How each of them stands.
     pub in_force: Vec<LimitView>,
+    /// What may be shown of the secret before the last rotation, as long as it may come back.
+    pub replaced: Option<String>,
+    /// Until when it does, should the provider refuse the present one.
+    pub rotation_grace_until: Option<String>,
     pub created: String,
     /// When a rest ends by itself.
     pub until: Option<String>,
@@ -156,6 +160,7 @@ impl ProviderKeyView {
         let stats = Stats::read(&state.stats.used);
         let standing = state.standing(clock.now());
         let reports = state.scope.report(Moment::of(clock), &Consumption::default());
+        let replaced = record.replaced.filter(|replaced| clock.wall_ms() < replaced.until_ms);
         Self {
             id: record.id,
             provider: record.provider,
@@ -172,6 +177,8 @@ impl ProviderKeyView {
             weight: record.weight,
             policy: record.policy,
             in_force: reports.iter().map(LimitView::from).collect(),
+            replaced: replaced.as_ref().map(Replaced::shown),
+            rotation_grace_until: replaced.map(|replaced| rfc3339(replaced.until_ms)),
             created: rfc3339(record.created_ms),
             until: standing.until_ms.map(rfc3339),
             since: standing.since_ms.map(rfc3339),

@@ -482,6 +482,7 @@ mod tests {
             priority: 0,
             weight: 1,
             policy: Default::default(),
+            replaced: None,
             created_ms: 0,
             version: 1,
         };

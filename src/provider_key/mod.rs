@@ -5,6 +5,9 @@
 
 mod health;
 mod learned;
+pub mod section;
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +16,7 @@ use crate::policy::Policy;
 
 pub use health::{Blow, Change, FORBIDDEN_MAX, Health, OPENS_AFTER, Standing};
 pub use learned::{Learned, Left, ModelTag, Room};
+pub use section::ProviderKeysSection;
 
 /// Whether a provider key may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -137,6 +141,9 @@ pub struct ProviderKey {
     /// What may be used of it.
     #[serde(flatten)]
     pub policy: Policy,
+    /// What its last rotation replaced, as long as that may come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<Replaced>,
     /// Wall time of creation, milliseconds.
     pub created_ms: u64,
     /// Counts changes: the ETag, and part of what the sealed secret is bound to.
@@ -147,6 +154,34 @@ pub struct ProviderKey {
 fn one() -> u32 {
     1
 }
+
+/// What a rotation replaced: in use again when the provider refuses what took its place, until its grace ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// Wall time, milliseconds, at which it is forgotten.
+    pub until_ms: u64,
+    /// The version of the record that the rotation made; tells rotations apart.
+    pub rotation: u64,
+    /// Where the secret came from.
+    pub origin: Origin,
+    /// What may be shown of it.
+    pub masked: String,
+    /// The upstream it was entered for.
+    pub bound_to: String,
+    /// How it stood.
+    pub standing: Standing,
+}
+
+impl Replaced {
+    /// What may be shown of it: the masked secret, or the reference.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        if self.masked.is_empty() { self.origin.describe() } else { self.masked.clone() }
+    }
+}
+
+/// For how long a rotation remembers what it replaced, unless said.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {

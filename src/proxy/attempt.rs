@@ -93,13 +93,30 @@ impl Attempt {
                 let wait = meaning.wait.map_or(0, |wait| Nanos::try_from(wait.as_nanos()).unwrap_or(Nanos::MAX));
                 return health.learned.rest(self.tag, now.saturating_add(wait));
             }
-            Action::Relay => return self.note(health.succeeded(now, wall_ms), books),
+            Action::Relay => {
+                if let Some(replaced) = &self.key.replaced {
+                    replaced.note_proven();
+                }
+                return self.note(health.succeeded(now, wall_ms), books);
+            }
         };
         // A key that was rotated meanwhile is another one.
         let same = self.key.secret.load().as_ref().is_some_and(|secret| Arc::ptr_eq(secret, &self.secret));
-        if same || !self.is_replaced(books) {
+        if (same || !self.is_replaced(books)) && !self.takes_back(blow, &meaning.reason, books, Moment { now, wall_ms })
+        {
             self.note(health.struck(blow, meaning.wait, &meaning.reason, now, wall_ms), books);
         }
+    }
+
+    /// Takes back the rotation that brought a secret which is refused now.
+    fn takes_back(&self, blow: Blow, why: &str, books: &Books, at: Moment) -> bool {
+        let refused = match (blow, &self.key.replaced) {
+            (Blow::Refused, Some(_)) => true,
+            // Once the provider has taken it, this is about what was asked for.
+            (Blow::Forbidden, Some(replaced)) => !replaced.is_proven(),
+            _ => false,
+        };
+        refused && books.store.take_back(&self.key, why, at)
     }
 
     /// True when another secret stands where this one came from.

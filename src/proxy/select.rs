@@ -7,6 +7,7 @@
 //! refused a moment ago counts already.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock::Nanos;
@@ -72,7 +73,8 @@ pub(super) struct Choice {
     beginning: Option<u64>,
     /// Wall time of the request's arrival, milliseconds.
     wall_ms: u64,
-    tried: Vec<KeyId>,
+    /// Keys, and how many of their rotations had been taken back: with its former secret, a key is another one.
+    tried: Vec<(KeyId, u32)>,
     /// Of the keys without room by their own limits, what stands least in the way.
     limited: Option<Box<Refused>>,
     /// The one try without a key of ours is over.
@@ -127,7 +129,9 @@ impl Choice {
         for list in &lists {
             for equals in list.chunk_by(|a, b| a.record.priority == b.record.priority) {
                 if let Some(attempt) = self.pick(equals, policy, &upstream) {
-                    let last = self.tried.len() >= lists.iter().map(|list| list.len()).sum();
+                    // The former secret of a key may take its place while the request is under way.
+                    let last =
+                        attempt.key.replaced.is_none() && self.tried.len() >= lists.iter().map(|list| list.len()).sum();
                     return Some((Candidate::Key(attempt), last));
                 }
             }
@@ -146,12 +150,12 @@ impl Choice {
                     let usable = key.is_enabled()
                         && is_bound(key, upstream)
                         && key.pays_for(self.model.as_deref())
-                        && !self.tried.contains(&key.record.id);
+                        && !self.tried.contains(&tried(key));
                     usable.then(|| (index, contender(key, at)))
                 }),
             );
             let key = &equals[found?];
-            self.tried.push(key.record.id);
+            self.tried.push(tried(key));
             let Some(secret) = key.secret.load_full() else { continue };
             match Attempt::begin(key, secret, at, self.wish.tag, self.need) {
                 Ok(attempt) => return Some(attempt),
@@ -225,6 +229,10 @@ impl Choice {
         let ready = key.is_enabled() && is_bound(key, &self.upstream) && key.secret.load().is_some();
         ready && key.pays_for(self.model.as_deref())
     }
+}
+
+fn tried(key: &ProviderKeyState) -> (KeyId, u32) {
+    (key.record.id, key.stats.taken_back.load(Ordering::Relaxed))
 }
 
 fn contender(key: &ProviderKeyState, at: Moment) -> Contender<'_> {

@@ -22,7 +22,8 @@ use super::counters::{AS_OF, AsOf, Saved, read_saved, scope_of_row};
 use super::engine::{Change, Engine, EngineError, Tree, guarded};
 use super::journal::Frame;
 use super::named::{Kind, NamedState};
-use super::records::{checksum, open_row, read_record};
+use super::provider_keys::Secrets;
+use super::records::{checksum, open_row, read_record, replaced_key};
 use super::rollup;
 use super::tail::{BlocksEnd, Tail};
 use super::vault::{Place, Vault, VaultError};
@@ -133,7 +134,7 @@ pub(super) struct Loaded {
     pub(super) digest_key: DigestKey,
     pub(super) manifest: Manifest,
     pub(super) virtual_keys: Vec<VirtualKey>,
-    pub(super) provider_keys: Vec<(ProviderKey, Option<Secret>)>,
+    pub(super) provider_keys: Vec<(ProviderKey, Secrets)>,
     pub(super) named: BTreeMap<(Kind, Arc<str>), NamedState>,
     /// Counters as they lie on disk.
     pub(super) saved: HashMap<ScopeId, Saved>,
@@ -173,11 +174,12 @@ pub(super) fn load(engine: &Engine, vault: &Vault, journal: &[Frame]) -> Result<
     let virtual_keys = virtual_keys.iter().map(read).collect::<Result<_, _>>()?;
     let read = |(key, row): &(sled::IVec, sled::IVec)| {
         let record: ProviderKey = read_record(vault, Tree::ProviderKeys, key, row)?;
-        let secret = secrets.get(key).map(|row| read_secret(vault, &record, row)).transpose()?;
+        let read = |key: &[u8]| secrets.get(key).map(|row| read_secret(vault, &record, key, row)).transpose();
+        let (secret, replaced) = (read(key)?, read(&replaced_key(record.id))?.map(Arc::new));
         if record.origin == Origin::Sealed && secret.is_none() {
             return Err(LoadError::Damaged(format!("the secret of provider key {} is lost", record.id)));
         }
-        Ok((record, secret))
+        Ok((record, Secrets { secret, replaced }))
     };
     let provider_keys = provider_keys.iter().map(read).collect::<Result<_, _>>()?;
 
@@ -248,8 +250,8 @@ fn verified_rows(engine: &Engine, vault: &Vault, tree: Tree, manifest: &mut Mani
     }
 }
 
-fn read_secret(vault: &Vault, record: &ProviderKey, row: &[u8]) -> Result<Secret, LoadError> {
-    let (version, plain) = open_row(vault, Tree::Secrets, record.id.as_bytes(), row)?;
+fn read_secret(vault: &Vault, record: &ProviderKey, key: &[u8], row: &[u8]) -> Result<Secret, LoadError> {
+    let (version, plain) = open_row(vault, Tree::Secrets, key, row)?;
     let text = String::from_utf8(plain.to_vec()).ok().filter(|_| version == record.version);
     text.map(Secret::new).ok_or_else(|| LoadError::Damaged(format!("the secret of {} is another's", record.id)))
 }

@@ -69,7 +69,7 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::audit::Act;
+use crate::audit::{Act, Actor};
 use crate::clock::{Clock, Nanos, rfc3339};
 use crate::entry::Entry;
 use crate::event::{self, Events, Severity};
@@ -101,7 +101,7 @@ pub use error::{QueueFull, RecordId, StoreError};
 pub use ledger::{Commit, EntryPlace, Ledger};
 pub use master::{MasterKey, MasterKeyError, MasterKeyInputs, MasterKeySource};
 pub use named::{Kind, Named, NamedState};
-pub use provider_keys::{EnvironmentKey, PoolState, ProviderKeyState, ProviderKeyStats, Tiers};
+pub use provider_keys::{EnvironmentKey, PoolState, ProviderKeyState, ProviderKeyStats, ReplacedSecret, Tiers};
 pub use query::{Cursor, LedgerFilter, Page};
 pub use reference::{ReferenceError, References};
 pub use scopes::{KeyState, ModelList, ScopeState, scopes_of};
@@ -454,6 +454,61 @@ impl Store {
         }
     }
 
+    /// Takes back the last rotation of a provider key, because its new secret is refused: at once in memory, so that no
+    /// later request is sent with it. False when there is none to take back; an open request that had the new secret
+    /// then says nothing of the key. Never waits; that it cannot be kept is only logged.
+    pub fn take_back(&self, key: &ProviderKeyState, why: &str, at: Moment) -> bool {
+        let snapshot = self.snapshot();
+        let Some(current) = snapshot.provider_key(key.record.id) else { return false };
+        let same = |a: &Arc<ReplacedSecret>, b: &Arc<ReplacedSecret>| Arc::ptr_eq(a, b);
+        let (Some(replaced), Some(known)) = (&current.replaced, &key.replaced) else { return false };
+        let said = replaced.said();
+        if !same(replaced, known) || at.wall_ms >= said.until_ms {
+            return false;
+        }
+        let refused = current.record.masked.clone();
+        current.secret.store(replaced.secret().cloned());
+        if !replaced.take_back() {
+            return true;
+        }
+        let health = &current.stats.health;
+        health.clear();
+        health.resume(&ProviderKey { standing: said.standing.clone(), ..current.record.clone() }, at.now, at.wall_ms);
+        current.stats.taken_back.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let ProviderKey { id, provider, name, .. } = &current.record;
+        let (of, by) = (said.shown(), if refused.is_empty() { current.record.origin.describe() } else { refused });
+        let message = format!("{provider}/{name} is {of} again: {by}, which took its place, is refused: {why}");
+        self.events().emit(event::Kind::ProviderKeyTakenBack, Severity::Error, format!("provider key {id}"), message);
+        let (reply, _not_awaited) = oneshot::channel();
+        let act = Act::new(Actor::sidekey(), "provider_key.take_back", format!("provider_key {id}"));
+        let request = Request::TakeBack(*id, said.rotation);
+        if let Err(error) = self.shared.command(Command::Change(Box::new(request), Some(act), reply)) {
+            tracing::error!(%id, %error, "a rotation that was taken back is not noted");
+        }
+        true
+    }
+
+    /// Forgets the secrets that rotations replaced and whose grace is over; gives how many.
+    ///
+    /// # Errors
+    /// As [`Store::update_provider_key`].
+    pub async fn retire_replaced(&self, wall_ms: u64) -> Result<usize, StoreError> {
+        let over = |key: &Arc<ProviderKeyState>| {
+            let replaced = key.record.replaced.as_ref().filter(|replaced| replaced.until_ms <= wall_ms);
+            replaced.map(|replaced| (key.record.id, replaced.rotation))
+        };
+        let over: Vec<(KeyId, u64)> = self.snapshot().all_provider_keys().filter_map(over).collect();
+        for (id, rotation) in &over {
+            let act = Act::new(Actor::sidekey(), "provider_key.retire", format!("provider_key {id}"));
+            match act.scope(self.change(Request::RetireReplaced(*id, *rotation))).await {
+                // Deleted meanwhile, and the secret with it.
+                Ok(_) | Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(over.len())
+    }
+
     /// Writes a backup file, mode 0600: everything in the store, secrets still sealed, so that restoring it needs the
     /// same master key. Cancelling leaves at most a `.partial` file.
     ///
@@ -671,9 +726,9 @@ fn build_snapshot(loaded: &mut Loaded, before: Option<&Snapshot>, watch: Watch) 
         }
         snapshot.put_virtual_key(record);
     }
-    for (record, secret) in std::mem::take(&mut loaded.provider_keys) {
+    for (record, secrets) in std::mem::take(&mut loaded.provider_keys) {
         let known = before.and_then(|before| before.provider_key(record.id));
-        let state = ProviderKeyState::stored(record, secret, known.map(|state| &**state), &snapshot.scopes.watch);
+        let state = ProviderKeyState::stored(record, secrets, known.map(|state| &**state), &snapshot.scopes.watch);
         snapshot.put_provider_key(Arc::new(state));
     }
     for state in before.into_iter().flat_map(Snapshot::all_provider_keys).filter(|state| state.environment) {

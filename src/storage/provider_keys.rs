@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arc_swap::ArcSwapOption;
 use wildmatch::WildMatch;
@@ -16,10 +17,25 @@ use crate::id::{KeyId, Owner, ScopeId};
 use crate::limit::{Scope, Watch};
 use crate::policy::Policy;
 use crate::pool::Pool;
-use crate::provider_key::{Health, Origin, ProviderKey, Standing, Status};
+use crate::provider_key::{Health, Origin, ProviderKey, Replaced, Standing, Status};
 use crate::secret::Secret;
 
 use super::snapshot::KeyStats;
+
+/// What a provider key's envelopes hold.
+#[derive(Debug, Default)]
+pub(super) struct Secrets {
+    /// The secret, where it is sealed.
+    pub(super) secret: Option<Secret>,
+    /// The one that the last rotation replaced.
+    pub(super) replaced: Option<Arc<Secret>>,
+}
+
+impl From<Option<Secret>> for Secrets {
+    fn from(secret: Option<Secret>) -> Self {
+        Self { secret, replaced: None }
+    }
+}
 
 /// A provider key in use.
 pub struct ProviderKeyState {
@@ -32,6 +48,8 @@ pub struct ProviderKeyState {
     pub scope: Arc<Scope>,
     /// What it went through; the same object before and after a change of the record.
     pub stats: Arc<ProviderKeyStats>,
+    /// What its last rotation replaced; the same object before and after other changes of the record.
+    pub replaced: Option<Arc<ReplacedSecret>>,
     /// True when it comes from an environment variable, not from the store.
     pub environment: bool,
     /// The record's models, ready to be matched.
@@ -40,12 +58,13 @@ pub struct ProviderKeyState {
 
 impl fmt::Debug for ProviderKeyState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { record, secret, scope, stats, environment, models: _ } = self;
+        let Self { record, secret, scope, stats, replaced, environment, models: _ } = self;
         f.debug_struct("ProviderKeyState")
             .field("record", record)
             .field("resolved", &secret.load().is_some())
             .field("scope", scope)
             .field("stats", stats)
+            .field("replaced", replaced)
             .field("environment", environment)
             .finish()
     }
@@ -58,6 +77,54 @@ pub struct ProviderKeyStats {
     pub used: KeyStats,
     /// Whether it may be used.
     pub health: Health,
+    /// Counts the rotations that were taken back: for an open request, the key is then another one.
+    pub taken_back: AtomicU32,
+}
+
+/// The secret that a rotation replaced, and what became of the one in its place.
+pub struct ReplacedSecret {
+    /// See [`Replaced`].
+    said: Replaced,
+    /// `None` for a reference that nothing has resolved since the start.
+    secret: Option<Arc<Secret>>,
+    /// The provider has taken the new one.
+    proven: AtomicBool,
+    taken_back: AtomicBool,
+}
+
+impl fmt::Debug for ReplacedSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplacedSecret").field("said", &self.said).finish_non_exhaustive()
+    }
+}
+
+impl ReplacedSecret {
+    /// Notes that the provider takes the new secret: one that says "you may not do this" is then about the request.
+    pub fn note_proven(&self) {
+        if !self.proven.load(Ordering::Relaxed) {
+            self.proven.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// True when the provider has taken the new secret.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
+    /// What the record says of it.
+    pub(super) fn said(&self) -> &Replaced {
+        &self.said
+    }
+
+    pub(super) fn secret(&self) -> Option<&Arc<Secret>> {
+        self.secret.as_ref()
+    }
+
+    /// True for the first who asks.
+    pub(super) fn take_back(&self) -> bool {
+        !self.taken_back.swap(true, Ordering::AcqRel)
+    }
 }
 
 impl ProviderKeyState {
@@ -68,11 +135,12 @@ impl ProviderKeyState {
         stats: Arc<ProviderKeyStats>,
     ) -> Self {
         let models = record.models.iter().map(|glob| WildMatch::new(glob)).collect();
-        Self { record, secret, scope, stats, environment: false, models }
+        Self { record, secret, scope, stats, replaced: None, environment: false, models }
     }
 
-    /// A stored key; `secret` is what its envelope held, `before` what it replaces.
-    pub(super) fn stored(record: ProviderKey, secret: Option<Secret>, before: Option<&Self>, watch: &Watch) -> Self {
+    /// A stored key; `secrets` are what its envelopes held, `before` is what it takes the place of.
+    pub(super) fn stored(record: ProviderKey, secrets: Secrets, before: Option<&Self>, watch: &Watch) -> Self {
+        let Secrets { secret, replaced } = secrets;
         let kept = before.filter(|before| before.record.origin == record.origin);
         let cell = match secret {
             // A cell of its own: the commit that brings this secret can still fail.
@@ -81,7 +149,25 @@ impl ProviderKeyState {
         };
         let made = || Arc::new(Scope::new(ScopeId::ProviderKey(record.id), &record.policy, watch.clone()));
         let scope = before.map_or_else(made, |before| before.scope.clone());
-        Self::new(record, cell, scope, before.map(|before| before.stats.clone()).unwrap_or_default())
+        let replaced = record.replaced.as_ref().map(|said| {
+            let known = before.and_then(|before| before.replaced.as_ref());
+            let known = known.filter(|known| known.said.rotation == said.rotation).cloned();
+            known.unwrap_or_else(|| {
+                let (proven, taken_back) = (AtomicBool::new(false), AtomicBool::new(false));
+                Arc::new(ReplacedSecret { said: said.clone(), secret: replaced, proven, taken_back })
+            })
+        });
+        let stats = before.map(|before| before.stats.clone()).unwrap_or_default();
+        Self { replaced, ..Self::new(record, cell, scope, stats) }
+    }
+
+    /// The rotation that `said` is of, and the secret it replaced: the one in force, or the one that makes `version`.
+    pub(super) fn replaced_by(&self, said: &Replaced, version: u64) -> Option<Option<Arc<Secret>>> {
+        match self.replaced.as_ref().filter(|known| known.said.rotation == said.rotation) {
+            Some(known) => Some(known.secret.clone()),
+            None if said.rotation == version => Some(self.secret.load_full()),
+            None => None,
+        }
     }
 
     /// A system key from the environment. Its id is made of provider and variable, so that it is the same at every
@@ -104,6 +190,7 @@ impl ProviderKeyState {
             priority: 0,
             weight: 1,
             policy: Policy::default(),
+            replaced: None,
             created_ms: now_ms,
             version: 0,
         };
@@ -285,10 +372,12 @@ mod tests {
             priority,
             weight: 1,
             policy: Policy::default(),
+            replaced: None,
             created_ms,
             version: 1,
         };
-        Arc::new(ProviderKeyState::stored(record, Some(Secret::new("k".to_owned())), None, &Watch::default()))
+        let secrets = Some(Secret::new("k".to_owned())).into();
+        Arc::new(ProviderKeyState::stored(record, secrets, None, &Watch::default()))
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! A record's row is `version 1 | record version u64 | envelope of its JSON`. A provider key's secret lies in a tree of
 //! its own, sealed for the record's id and version, and is sealed anew with each change of the record: an old secret
-//! put back under a new record does not open.
+//! put back under a new record does not open. What a rotation replaced lies beside it, as long as it may come back.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::id::{KeyId, Owner, ScopeId};
 use crate::plan::Plan;
-use crate::provider_key::{Origin, ProviderKey, Standing, Status};
+use crate::provider_key::{Origin, ProviderKey, Replaced, Standing, Status};
 use crate::secret::Secret;
 use crate::virtual_key::VirtualKey;
 
@@ -21,7 +21,7 @@ use super::checksum::Checksum;
 use super::engine::{Change, Engine, MAX_VALUE, Tree};
 use super::load::Manifest;
 use super::named::{Kind, NamedState, Record};
-use super::provider_keys::ProviderKeyState;
+use super::provider_keys::{ProviderKeyState, Secrets};
 use super::scopes::KeyState;
 use super::snapshot::Snapshot;
 use super::vault::{Place, Vault, VaultError};
@@ -40,6 +40,10 @@ pub(super) enum Request {
     DeleteVirtualKey(KeyId, Option<u64>),
     MarkProviderKey(KeyId, Standing),
     PutNamed(Record, Option<u64>),
+    /// The secret that this rotation replaced is not needed any more.
+    RetireReplaced(KeyId, u64),
+    /// This rotation is taken back.
+    TakeBack(KeyId, u64),
     UpdateProviderKey(ProviderKey, u64, Option<Secret>),
     UpdateVirtualKey(VirtualKey, u64),
 }
@@ -94,6 +98,8 @@ impl<'a> Edit<'a> {
             }
             Request::MarkProviderKey(id, standing) => self.mark_provider_key(id, standing),
             Request::PutNamed(record, expected) => self.put_named(record, expected),
+            Request::RetireReplaced(id, rotation) => self.retire_replaced(id, rotation),
+            Request::TakeBack(id, rotation) => self.take_back(id, rotation),
             Request::UpdateProviderKey(record, expected, secret) => self.update_provider_key(record, expected, secret),
             Request::UpdateVirtualKey(record, expected) => {
                 let id = record.id;
@@ -164,26 +170,86 @@ impl<'a> Edit<'a> {
         if let Some(secret) = &secret {
             record.masked = secret.masked();
         }
-        let value = record_row(self.vault, Tree::ProviderKeys, id, record.version, &record)?;
-        let sealed = match &secret {
-            Some(secret) => Some(seal_row(
-                self.vault,
-                Tree::Secrets,
-                id.into(),
-                id.as_bytes(),
-                record.version,
-                secret.expose().as_bytes(),
-            )?),
-            None => None,
-        };
-        self.put_row(Tree::ProviderKeys, id.as_bytes(), value)?;
-        match sealed {
-            Some(sealed) => self.put_row(Tree::Secrets, id.as_bytes(), sealed)?,
-            None => self.remove_row(Tree::Secrets, id.as_bytes())?,
-        }
         let before = self.snapshot.provider_key(id).cloned();
+        let said = record.replaced.as_ref().zip(before.as_deref());
+        let known = said.and_then(|(said, before)| before.replaced_by(said, record.version));
+        let is_sealed = record.replaced.as_ref().is_some_and(|said| said.origin == Origin::Sealed);
+        record.replaced = record.replaced.filter(|_| known.as_ref().is_some_and(|old| old.is_some() || !is_sealed));
+        let replaced = known.flatten().filter(|_| record.replaced.is_some());
+        let value = record_row(self.vault, Tree::ProviderKeys, id, record.version, &record)?;
+        // Both are sealed before a row is changed: what cannot be leaves the edit as it was.
+        let sealed = self.seal_secret(&record, id.as_bytes(), secret.as_ref())?;
+        let sealed_replaced =
+            self.seal_secret(&record, &replaced_key(id), replaced.as_deref().filter(|_| is_sealed))?;
+        self.put_row(Tree::ProviderKeys, id.as_bytes(), value)?;
+        self.put_secret(id.as_bytes(), sealed)?;
+        self.put_secret(&replaced_key(id), sealed_replaced)?;
         let watch = &self.snapshot.scopes.watch;
-        let state = Arc::new(ProviderKeyState::stored(record, secret, before.as_deref(), watch));
+        let secrets = Secrets { secret, replaced };
+        let state = Arc::new(ProviderKeyState::stored(record, secrets, before.as_deref(), watch));
+        self.snapshot.put_provider_key(state.clone());
+        Ok(Stored::ProviderKey(state))
+    }
+
+    fn seal_secret(
+        &self,
+        record: &ProviderKey,
+        key: &[u8],
+        secret: Option<&Secret>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let seal = |secret: &Secret| {
+            seal_row(self.vault, Tree::Secrets, record.id.into(), key, record.version, secret.expose().as_bytes())
+        };
+        secret.map(seal).transpose()
+    }
+
+    fn put_secret(&mut self, key: &[u8], sealed: Option<Vec<u8>>) -> Result<(), StoreError> {
+        match sealed {
+            Some(sealed) => self.put_row(Tree::Secrets, key, sealed),
+            None => self.remove_row(Tree::Secrets, key),
+        }
+    }
+
+    /// Has what the last rotation replaced be the key again. Another rotation, or none, is left alone.
+    fn take_back(&mut self, id: KeyId, rotation: u64) -> Result<Stored, StoreError> {
+        let before = self.stored_provider_key(id)?;
+        let Some(replaced) = before.replaced.as_ref().filter(|replaced| replaced.said().rotation == rotation) else {
+            return Ok(Stored::Nothing);
+        };
+        let Replaced { origin, masked, bound_to, standing, .. } = replaced.said().clone();
+        let is_off = before.record.standing.status == Status::Disabled;
+        let standing = if is_off { before.record.standing.clone() } else { standing };
+        let version = before.record.version + 1;
+        let record =
+            ProviderKey { origin, masked, bound_to, standing, replaced: None, version, ..before.record.clone() };
+        let secret = replaced.secret().cloned();
+        let own = secret.as_deref().filter(|_| record.origin == Origin::Sealed).cloned();
+        let is_reference = own.is_none();
+        let stored = self.put_provider_key(record, own)?;
+        if let (Stored::ProviderKey(state), true) = (&stored, is_reference) {
+            // What the reference led to before; it is soon looked up again.
+            state.secret.store(secret);
+        }
+        Ok(stored)
+    }
+
+    /// Forgets what the last rotation replaced. It is no change of what an operator said: the version stays.
+    fn retire_replaced(&mut self, id: KeyId, rotation: u64) -> Result<Stored, StoreError> {
+        let before = self.stored_provider_key(id)?;
+        if before.record.replaced.as_ref().is_none_or(|replaced| replaced.rotation != rotation) {
+            return Ok(Stored::Nothing);
+        }
+        self.remove_row(Tree::Secrets, &replaced_key(id))?;
+        self.put_same_version(&before, ProviderKey { replaced: None, ..before.record.clone() })
+    }
+
+    /// Writes a record whose version, and with it the sealed secret, stays.
+    fn put_same_version(&mut self, before: &ProviderKeyState, record: ProviderKey) -> Result<Stored, StoreError> {
+        let id = record.id;
+        let value = record_row(self.vault, Tree::ProviderKeys, id, record.version, &record)?;
+        self.put_row(Tree::ProviderKeys, id.as_bytes(), value)?;
+        let watch = &self.snapshot.scopes.watch;
+        let state = Arc::new(ProviderKeyState::stored(record, Secrets::default(), Some(before), watch));
         self.snapshot.put_provider_key(state.clone());
         Ok(Stored::ProviderKey(state))
     }
@@ -197,12 +263,7 @@ impl<'a> Edit<'a> {
             return Ok(Stored::Nothing);
         }
         let record = ProviderKey { standing, ..before.record.clone() };
-        let value = record_row(self.vault, Tree::ProviderKeys, id, record.version, &record)?;
-        self.put_row(Tree::ProviderKeys, id.as_bytes(), value)?;
-        let watch = &self.snapshot.scopes.watch;
-        let state = Arc::new(ProviderKeyState::stored(record, None, Some(&before), watch));
-        self.snapshot.put_provider_key(state.clone());
-        Ok(Stored::ProviderKey(state))
+        self.put_same_version(&before, record)
     }
 
     fn delete_provider_key(&mut self, id: KeyId, expected: Option<u64>) -> Result<Stored, StoreError> {
@@ -210,6 +271,7 @@ impl<'a> Edit<'a> {
         check_version(id, state.record.version, expected)?;
         self.remove_row(Tree::ProviderKeys, id.as_bytes())?;
         self.remove_row(Tree::Secrets, id.as_bytes())?;
+        self.remove_row(Tree::Secrets, &replaced_key(id))?;
         self.snapshot.remove_provider_key(id);
         self.gone.push(id);
         Ok(Stored::Nothing)
@@ -308,6 +370,13 @@ impl<'a> Edit<'a> {
         }
         Ok(old.is_some())
     }
+}
+
+/// The row of the secret that a rotation replaced, beside that of the key's own.
+pub(super) fn replaced_key(id: KeyId) -> [u8; 9] {
+    let mut key = [b'-'; 9];
+    key[..8].copy_from_slice(id.as_bytes());
+    key
 }
 
 fn check_version(id: impl Into<RecordId>, current: u64, expected: Option<u64>) -> Result<(), StoreError> {

@@ -95,6 +95,7 @@ fn provider_key(n: u64, origin: Origin) -> ProviderKey {
         priority: 0,
         policy: Policy::default(),
         weight: 1,
+        replaced: None,
         created_ms: START_MS,
         version: 0,
     }
@@ -1113,7 +1114,7 @@ async fn every_change_is_in_the_audit_log_without_secrets() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir);
     store.create_virtual_key(virtual_key(1)).await.unwrap();
-    let act = Act::new(crate::audit::Actor::user(501, "socket"), "provider_key.rotate", "provider_key 2");
+    let act = Act::new(Actor::user(501, "socket"), "provider_key.rotate", "provider_key 2");
     let change = async {
         store.create_provider_key(provider_key(2, Origin::Sealed), Some(Secret::new(CANARY.into()))).await.unwrap();
         let reference = Origin::Exec { command: format!("print-key {CANARY}"), refresh_secs: 60 };
@@ -1192,7 +1193,7 @@ async fn refusals_are_recorded_up_to_a_bound() {
     let clock = Clock::manual(START_MS);
     let store = Store::open(StoreOptions { clock: clock.clone(), ..options(dir.path()) }).unwrap();
     let note = || {
-        let by = crate::audit::Actor::user(501, "socket");
+        let by = Actor::user(501, "socket");
         crate::audit::Note::new(by, "key.create", "key").with(crate::audit::Outcome::Refused("forbidden".into()))
     };
     for _ in 0..100 {

@@ -25,6 +25,7 @@ mod limit;
 mod plan;
 mod pool;
 mod prices;
+mod provider_keys;
 mod redirect;
 mod refusals;
 mod reverse;

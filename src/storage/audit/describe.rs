@@ -41,7 +41,10 @@ impl Target {
             Request::CreateProviderKey(record, _) | Request::UpdateProviderKey(record, ..) => {
                 Place::ProviderKey(record.id)
             }
-            Request::DeleteProviderKey(id, _) | Request::MarkProviderKey(id, _) => Place::ProviderKey(*id),
+            Request::DeleteProviderKey(id, _)
+            | Request::MarkProviderKey(id, _)
+            | Request::RetireReplaced(id, _)
+            | Request::TakeBack(id, _) => Place::ProviderKey(*id),
             Request::CreateVirtualKey(record) | Request::UpdateVirtualKey(record, _) => Place::VirtualKey(record.id),
             Request::DeleteVirtualKey(id, _) => Place::VirtualKey(*id),
             Request::DeleteNamed(kind, name, _) => Place::Named(*kind, name.clone()),
