@@ -29,6 +29,12 @@ pub enum Kind {
     AuditDamaged,
     /// A budget or quota has passed one of its thresholds.
     BudgetThreshold,
+    /// A real key was handed out.
+    LeaseGranted,
+    /// It was told what was used of one that was handed out.
+    LeaseReported,
+    /// A lease has ended, and not all that was reserved for it was reported.
+    LeaseUnreported,
     /// A model was used that has no price.
     PriceUnknown,
     /// A provider key may be used again.
@@ -49,9 +55,12 @@ pub enum Kind {
 
 impl Kind {
     /// Every one, for the metric's initial zeros.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::AuditDamaged,
         Self::BudgetThreshold,
+        Self::LeaseGranted,
+        Self::LeaseReported,
+        Self::LeaseUnreported,
         Self::PriceUnknown,
         Self::ProviderKeyActive,
         Self::ProviderKeyCooling,
@@ -68,6 +77,9 @@ impl Kind {
         match self {
             Self::AuditDamaged => "audit.damaged",
             Self::BudgetThreshold => "budget.threshold",
+            Self::LeaseGranted => "lease.granted",
+            Self::LeaseReported => "lease.reported",
+            Self::LeaseUnreported => "lease.unreported",
             Self::PriceUnknown => "price.unknown",
             Self::ProviderKeyActive => "provider_key.active",
             Self::ProviderKeyCooling => "provider_key.cooling",

@@ -25,7 +25,7 @@
 //! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pool`], [`pricing`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |
-//! | shared words | [`explain`] | what operators ask of the request path |
+//! | shared words | [`explain`], [`lease`] | what operators ask of the request path |
 //! | planes | [`proxy`], [`control`] | requests of apps, requests of operators |
 //! | ways in | [`ingress`] | how a client came |
 //! | program | [`config`], [`app`], [`cli`] | what was said, what runs, what is typed |
@@ -62,6 +62,7 @@ pub mod net;
 pub mod storage;
 
 pub mod explain;
+pub mod lease;
 
 pub mod control;
 pub mod proxy;

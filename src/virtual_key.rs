@@ -270,6 +270,9 @@ pub struct VirtualKey {
     /// Overrides the provider's setting.
     #[serde(default)]
     pub stream_usage: Option<StreamUsage>,
+    /// Whether it may be given real keys of its pool.
+    #[serde(default)]
+    pub lease: bool,
     /// True for keys that die with the process they were made for.
     #[serde(default)]
     pub ephemeral: bool,
@@ -444,6 +447,7 @@ mod tests {
             pool: None,
             fallback: Fallback::System,
             stream_usage: None,
+            lease: false,
             ephemeral: false,
             metadata: Default::default(),
             version: 0,

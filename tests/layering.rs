@@ -29,6 +29,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("storage", 30),
     ("net", 30),
     ("explain", 35),
+    ("lease", 35),
     ("proxy", 40),
     ("control", 40),
     ("ingress", 50),

@@ -1,4 +1,5 @@
-//! What becomes of provider keys by itself: those in `error` are tested again, and what rotations replaced is forgotten.
+//! What becomes of provider keys by itself: those in `error` are tested again, what rotations replaced is forgotten, and
+//! leases end.
 //!
 //! Owns when; leaves the test to [`super::tester`] and what it means to `control`. It runs on the control plane's thread,
 //! so that nothing of it can delay a request.
@@ -13,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::{Clock, Nanos};
-use crate::control::{KeyTester, TestResult, Verdict, apply};
+use crate::control::{KeyTester, Leases, TestResult, Verdict, apply};
 use crate::id::KeyId;
 use crate::metrics::Metrics;
 use crate::provider_key::{ProviderKeysSection, Status};
@@ -30,6 +31,7 @@ pub(super) struct Keeper {
     tester: KeyTester,
     clock: Clock,
     section: ProviderKeysSection,
+    leases: Arc<Leases>,
     tests: IntCounterVec,
     /// Keys in `error`.
     pending: HashMap<KeyId, Pending>,
@@ -56,6 +58,7 @@ impl Keeper {
         tester: KeyTester,
         clock: Clock,
         section: ProviderKeysSection,
+        leases: Arc<Leases>,
         metrics: &Metrics,
     ) -> Self {
         let opts =
@@ -65,7 +68,7 @@ impl Keeper {
         for verdict in Verdict::ALL {
             tests.with_label_values(&[verdict.as_str()]);
         }
-        Self { store, tester, clock, section, tests, pending: HashMap::new() }
+        Self { store, tester, clock, section, leases, tests, pending: HashMap::new() }
     }
 
     /// Works until dropped; that gives up the tests under way.
@@ -79,6 +82,7 @@ impl Keeper {
                     if let Err(error) = self.store.retire_replaced(self.clock.wall_ms()).await {
                         tracing::debug!(%error, "secrets that were replaced are kept for now");
                     }
+                    self.leases.expire(&self.store, &self.clock).await;
                     if self.section.retest {
                         self.start_due(&mut tests);
                     }

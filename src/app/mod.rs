@@ -25,7 +25,7 @@ use axum::Router;
 use crate::clock::Clock;
 use crate::config::{Environment, Loaded};
 use crate::control::health::{Check, Readiness};
-use crate::control::{ControlState, Explainer, Facts, Listening};
+use crate::control::{ControlState, Explainer, Facts, Leases, Lessor, Listening};
 use crate::ingress::{FrontParts, Loops};
 use crate::metrics::Metrics;
 use crate::net::dial::Dialer;
@@ -113,7 +113,9 @@ impl Running {
         let readiness = Readiness::new(checks);
         let tester = tester::with(&store, &registry, environment, dialer.clone(), clock.clone());
         let kept = loaded.config.provider_keys.clone();
-        let keeper = keeper::Keeper::new(store.clone(), Arc::clone(&tester), clock.clone(), kept, &metrics);
+        let leases = Arc::new(Leases::resume(&store, &clock, lessor(&store), kept.lease_max));
+        let keeper =
+            keeper::Keeper::new(store.clone(), Arc::clone(&tester), clock.clone(), kept, Arc::clone(&leases), &metrics);
         let admin = crate::control::router(ControlState {
             store: store.clone(),
             registry: Arc::clone(&registry),
@@ -126,6 +128,7 @@ impl Running {
             readiness: readiness.clone(),
             roots: Some(roots),
             tester,
+            leases: Some(leases),
             explainer: explainer(&store, &registry, &clock),
             clock: clock.clone(),
         });
@@ -202,6 +205,12 @@ impl Running {
 pub fn explainer(store: &Store, registry: &Arc<Registry>, clock: &Clock) -> Explainer {
     let (store, registry, clock) = (store.clone(), Arc::clone(registry), clock.clone());
     Arc::new(move |question| crate::proxy::explain(&store, &registry, &clock, question))
+}
+
+/// Hands out what the request path would choose over `store`.
+fn lessor(store: &Store) -> Lessor {
+    let store = store.clone();
+    Arc::new(move |wish| crate::proxy::lease(&store, wish))
 }
 
 fn bind(key: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, StartError> {

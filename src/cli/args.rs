@@ -471,6 +471,9 @@ pub struct Grants {
     /// The pool whose provider keys alone pay; '' is none
     #[arg(long)]
     pub pool: Option<String>,
+    /// Lets it be given real keys of its pool for a while, with all that this means; true or false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub lease: Option<bool>,
     /// Whether others' keys pay when its own cannot
     #[arg(long, value_enum)]
     pub fallback: Option<FallbackArg>,

@@ -93,6 +93,7 @@ fn state(session: &Session, store: &Store, registry: Arc<Registry>) -> ControlSt
         store: store.clone(),
         registry,
         roots: None,
+        leases: None,
         facts: Facts {
             started_ms: clock.wall_ms(),
             config_file: session.loaded.places.config_file.clone(),

@@ -162,6 +162,7 @@ fn commands_speak_to_a_daemon() {
     let explainer = (HOOKS.explainer)(&store, &registry, &clock);
     let router = crate::control::router(crate::control::ControlState {
         roots: None,
+        leases: None,
         store: store.clone(),
         registry,
         clock,

@@ -159,6 +159,12 @@ pub static KEYS: &[Key] = &[
         "How long after its refusal a key is tested again; each test that fails doubles it.",
     ),
     key("provider_keys.retest_max", Kind::Duration, "\"1h\"", "The longest pause between two such tests."),
+    key(
+        "provider_keys.lease_max",
+        Kind::Duration,
+        "\"10m\"",
+        "The longest time for which a real key is handed out, and the time when none is asked for.",
+    ),
     key("providers.*.base_url", Kind::Text, "", "scheme://host[:port][/prefix]; the provider's own path follows."),
     key(
         "providers.*.dialect",

@@ -31,7 +31,7 @@ const KINDS: &[(&str, &str)] = &[
 /// Questions that are asked by POST, because of what is in them.
 const QUESTIONS: &[&str] = &["key.validate", "usage.create"];
 /// What has an effect beside the records of the store: it is in the log before it begins.
-const EFFECTS: &[&str] = &["alerts.test", "backup.create", "provider_key.lease", "provider_key.test"];
+const EFFECTS: &[&str] = &["alerts.test", "backup.create", "pool.lease", "provider_key.test"];
 
 /// What a request does, and to what.
 fn named(method: &Method, path: &str) -> (String, String) {

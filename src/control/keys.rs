@@ -61,6 +61,7 @@ pub(super) struct Wish {
     stream_usage: Option<Option<StreamUsage>>,
     #[serde(deserialize_with = "said")]
     pool: Option<Option<String>>,
+    lease: Option<bool>,
     fallback: Option<Fallback>,
     /// Notes by name: those not named stay, null takes one away.
     #[serde(deserialize_with = "said")]
@@ -137,6 +138,7 @@ pub(super) async fn create(
             flat(&wish.plan).and_then(|name| state.store.snapshot().named(name)).map(|(plan, _)| plan),
         ),
         pool: None,
+        lease: false,
         fallback: Fallback::System,
         stream_usage: None,
         ephemeral: wish.ephemeral.unwrap_or(false),
@@ -348,6 +350,11 @@ impl Wish {
                 .fix(format!("make it first: sidekey pool create --name {name:?}")));
         }
         set(&mut record.pool, &self.pool);
+        record.lease = self.lease.unwrap_or(record.lease);
+        if record.lease && record.pool.is_none() {
+            let problem = Problem::invalid("lease", "real keys are handed out of a pool, and the key is bound to none");
+            return Err(problem.fix("name its pool too: --pool"));
+        }
         record.fallback = self.fallback.unwrap_or(record.fallback);
         self.apply_lists(state, record)?;
         self.apply_metadata(record);

@@ -16,6 +16,7 @@
 //! | `/api/users/{id}`, `/api/teams/{id}` | GET, PATCH create or change, DELETE |
 //! | `/api/pools` | GET list, POST create |
 //! | `/api/pools/{name}` | GET, PATCH, DELETE |
+//! | `/api/pools/{name}/lease`, `/usage` | POST, by holders of virtual keys |
 //! | `/api/prices?provider=&model=&layer=` | GET list, POST import |
 //! | `/api/prices/{provider}/{model}` | GET, PUT, DELETE |
 //! | `/api/prices/explain?model=&provider=` | GET |
@@ -40,6 +41,7 @@ mod ca;
 mod explain;
 pub mod health;
 mod keys;
+mod leases;
 mod named;
 mod owners;
 mod plans;
@@ -66,13 +68,15 @@ use crate::control::health::Readiness;
 use crate::control::problem::Problem;
 use crate::explain::{Explanation, Question};
 use crate::id::{KeyId, ScopeId};
+use crate::lease::{LeaseWish, Leased};
 use crate::plan::Plan;
 use crate::pool::Pool;
-use crate::provider::Registry;
+use crate::provider::{Refusal, Registry};
 use crate::storage::{Store, StoreError};
 use crate::virtual_key::KeysSection;
 
 pub use self::ca::{Roots, generations};
+pub use self::leases::Leases;
 pub use self::provider_keys::{TestResult, Verdict, apply};
 pub use self::status::{Facts, Listening};
 
@@ -81,6 +85,9 @@ pub type KeyTester = Arc<dyn Fn(KeyId) -> Pin<Box<dyn Future<Output = TestResult
 
 /// Says what would become of a request.
 pub type Explainer = Arc<dyn Fn(&Question) -> Explanation + Send + Sync>;
+
+/// Chooses a real key to hand out.
+pub type Lessor = Arc<dyn Fn(&LeaseWish) -> Result<Leased, Refusal> + Send + Sync>;
 
 /// What the admin API works on.
 pub struct ControlState {
@@ -102,6 +109,8 @@ pub struct ControlState {
     pub tester: KeyTester,
     /// Explains what the request path would do.
     pub explainer: Explainer,
+    /// The real keys that are out; `None` when no daemon runs.
+    pub leases: Option<Arc<Leases>>,
 }
 
 impl fmt::Debug for ControlState {
@@ -126,6 +135,8 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/plans/{name}", get(plans::show).patch(plans::update).delete(named::delete::<Plan>))
         .route("/api/pools", get(pools::list).post(pools::create))
         .route("/api/pools/{name}", get(pools::show).patch(pools::update).delete(named::delete::<Pool>))
+        .route("/api/pools/{name}/lease", post(leases::grant))
+        .route("/api/pools/{name}/usage", post(leases::report))
         .merge(owners::routes("/api/users", ScopeId::User))
         .merge(owners::routes("/api/teams", ScopeId::Team))
         .route("/api/prices", get(prices::list).post(prices::import))

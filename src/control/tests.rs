@@ -80,6 +80,7 @@ impl Api {
             readiness: Readiness::default(),
             tester,
             explainer: Arc::new(explained),
+            leases: None,
         });
         Self { router, store, clock, verdict, _directory: directory }
     }
@@ -164,7 +165,7 @@ async fn a_key_is_made_shown_changed_and_removed() {
             {"scope": "key", "scope_id": id, "limit": "tpm", "value": 1000, "used": 0, "reserved": 0,
              "remaining": 1000, "resets": null, "shadow": false},
         ],
-        "max_budget": null, "budget_remaining": null, "pool": null, "fallback": "system",
+        "max_budget": null, "budget_remaining": null, "pool": null, "lease": false, "fallback": "system",
         "stream_usage": null, "ephemeral": false, "metadata": {}, "rotation_grace_until": null,
         "last_used": null, "total_requests": 0, "total_tokens": 0, "spent": "0", "version": 1,
     });

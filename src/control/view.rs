@@ -47,6 +47,8 @@ pub struct KeyView {
     /// What is left of it.
     pub budget_remaining: Option<Figure>,
     pub pool: Option<String>,
+    /// Whether it may be given real keys of that pool.
+    pub lease: bool,
     pub fallback: Fallback,
     pub stream_usage: Option<StreamUsage>,
     pub ephemeral: bool,
@@ -91,6 +93,7 @@ impl KeyView {
             plan: record.plan,
             policy: record.policy,
             pool: record.pool,
+            lease: record.lease,
             fallback: record.fallback,
             stream_usage: record.stream_usage,
             ephemeral: record.ephemeral,
@@ -303,7 +306,7 @@ impl ProviderView {
 }
 
 /// As people write it: without the scheme's own port.
-fn base_url(upstream: &Upstream) -> String {
+pub(super) fn base_url(upstream: &Upstream) -> String {
     let origin = upstream.origin();
     let plain = [("https://", ":443"), ("http://", ":80")]
         .into_iter()

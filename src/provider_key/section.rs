@@ -20,10 +20,18 @@ pub struct ProviderKeysSection {
     /// The longest pause between two tests.
     #[serde(with = "duration")]
     pub retest_max: Duration,
+    /// The longest time a lease of a real key may be given, and the time when none is asked for.
+    #[serde(with = "duration")]
+    pub lease_max: Duration,
 }
 
 impl Default for ProviderKeysSection {
     fn default() -> Self {
-        Self { retest: true, retest_first: Duration::from_secs(60), retest_max: Duration::from_secs(3600) }
+        Self {
+            retest: true,
+            retest_first: Duration::from_secs(60),
+            retest_max: Duration::from_secs(3600),
+            lease_max: Duration::from_secs(600),
+        }
     }
 }

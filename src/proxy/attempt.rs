@@ -65,6 +65,11 @@ impl Attempt {
         Ok(Self { key: Arc::clone(key), secret, source, tag, probe, permit, is_sent: false })
     }
 
+    /// The key itself, to be handed out in place of a request, with what is reserved of its own limits.
+    pub(super) fn leased(mut self) -> (Arc<ProviderKeyState>, Arc<Secret>, KeySource, Option<Permit>) {
+        (Arc::clone(&self.key), Arc::clone(&self.secret), self.source, self.permit.take())
+    }
+
     /// The request goes out: from now on it counts for the key, and unless it is settled as one that consumed nothing.
     pub(super) fn sent(&mut self, now: Nanos) {
         if let Some(permit) = &mut self.permit {

@@ -7,12 +7,15 @@
 mod admit;
 mod attempt;
 mod authenticate;
+#[cfg(test)]
+mod byok;
 mod credentials;
 mod error;
 mod explain;
 mod forward;
 mod hard_stop;
 mod headers;
+mod lease;
 mod metrics;
 mod observe;
 mod request;
@@ -56,6 +59,7 @@ use settle::{Account, Books};
 pub use explain::explain;
 pub use forward::error_text;
 pub use headers::strip_hop_by_hop as strip_hop;
+pub use lease::lease;
 pub use observe::{AnswerBody, Relayed};
 pub use section::{ProxySection, UnknownKeys};
 

@@ -20,12 +20,15 @@ use crate::pricing::PriceRecord;
 
 use super::StoreError;
 use super::ca::CaRecord;
+use super::lease::LeaseRecord;
 
 /// A kind of named record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// [`CaRecord`]s.
     Ca,
+    /// [`LeaseRecord`]s.
+    Lease,
     /// [`OwnerPolicy`]s.
     Owner,
     /// [`Plan`]s.
@@ -83,6 +86,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ca => "ca",
+            Self::Lease => "lease",
             Self::Owner => "owner",
             Self::Plan => "plan",
             Self::Pool => "pool",
@@ -93,6 +97,7 @@ impl Kind {
     fn letter(self) -> u8 {
         match self {
             Self::Ca => b'c',
+            Self::Lease => b'e',
             Self::Owner => b'o',
             Self::Plan => b'p',
             Self::Pool => b'l',
@@ -103,6 +108,7 @@ impl Kind {
     fn of_letter(letter: u8) -> Option<Self> {
         match letter {
             b'c' => Some(Self::Ca),
+            b'e' => Some(Self::Lease),
             b'l' => Some(Self::Pool),
             b'o' => Some(Self::Owner),
             b'p' => Some(Self::Plan),
@@ -115,6 +121,7 @@ impl Kind {
     pub(super) fn decode(self, json: &[u8]) -> Option<Value> {
         match self {
             Self::Ca => decode::<CaRecord>(json),
+            Self::Lease => decode::<LeaseRecord>(json),
             Self::Owner => decode::<OwnerPolicy>(json),
             Self::Plan => decode::<Plan>(json),
             Self::Pool => decode::<Pool>(json),
@@ -126,6 +133,7 @@ impl Kind {
     fn encode(self, value: &Value) -> Option<serde_json::Value> {
         match self {
             Self::Ca => encode::<CaRecord>(value),
+            Self::Lease => encode::<LeaseRecord>(value),
             Self::Owner => encode::<OwnerPolicy>(value),
             Self::Plan => encode::<Plan>(value),
             Self::Pool => encode::<Pool>(value),

@@ -336,6 +336,11 @@ impl PoolState {
         Self { record, tiers: Tiers::of(keys) }
     }
 
+    /// The providers it has keys of.
+    pub fn providers(&self) -> impl Iterator<Item = &str> {
+        self.tiers.keys().map(String::as_str)
+    }
+
     /// Its keys of a provider.
     #[must_use]
     pub fn tiers(&self, provider: &str) -> Option<&Tiers> {

@@ -66,6 +66,7 @@ fn virtual_key(n: u64) -> VirtualKey {
         pool: None,
         fallback: crate::virtual_key::Fallback::System,
         stream_usage: None,
+        lease: false,
         ephemeral: false,
         metadata: BTreeMap::new(),
         version: 0,

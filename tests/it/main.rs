@@ -21,6 +21,7 @@ mod edges;
 mod estimate;
 mod exec;
 mod fixtures;
+mod lease;
 mod limit;
 mod plan;
 mod pool;

@@ -230,3 +230,66 @@ async fn one_good_key_is_enough_in_a_storm() {
     assert_eq!(attempts, seen.len() as u64, "the ledger and the provider disagree");
     println!("{} requests, {} attempts, {:?} by key", times.len(), attempts, counts(&provider));
 }
+
+/// Whose a secret is, by the owner in it.
+fn owner_of(seen: &Seen) -> String {
+    seen.header("authorization").and_then(|text| text.split('-').nth(2)).expect("one of ours").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_sent_with_a_key_of_others() {
+    let turns = AtomicU64::new(0);
+    let provider = Provider::start(move |_| {
+        // Half of all are refused, so that other keys are tried too.
+        match turns.fetch_add(1, Ordering::Relaxed) % 4 {
+            0 => Message::json(500, "{}").into(),
+            1 => Message::json(503, "{}").into(),
+            _ => Message::json(200, ANSWER).into(),
+        }
+    })
+    .await;
+    let sidekey = Sidekey::start(&crate::support::sidekey::Options::new().provider("openai", &provider.url())).await;
+    for (n, owner) in
+        ["system", "system", "user:ann", "user:bob", "team:red", "team:blue", "team:ann"].iter().enumerate()
+    {
+        let secret = format!("sk-real-{}-{n}Kq7WmZ3xTn9vRb2cYh5dJf8g", owner.replace(':', "."));
+        sidekey.add_provider_key_as("openai", &secret, &["--name", &format!("k{n}"), "--owner", owner]).await;
+    }
+    sidekey.ok(&["pool", "create", "--name", "some", "--keys", "k0,k2,k5"]).await;
+    let mut tasks = JoinSet::new();
+    let callers: [(&[&str], &[&str]); 8] = [
+        (&[], &["system"]),
+        (&["--user", "ann"], &["user.ann", "system"]),
+        (&["--user", "bob", "--team", "red"], &["user.bob", "team.red", "system"]),
+        (&["--team", "ann"], &["team.ann", "system"]),
+        (&["--user", "ann", "--team", "blue", "--fallback", "none"], &["user.ann"]),
+        (&["--team", "blue", "--fallback", "none"], &["team.blue"]),
+        (&["--user", "bob", "--team", "blue", "--pool", "some"], &["team.blue", "system"]),
+        (&["--user", "carol", "--pool", "some"], &["system"]),
+    ];
+    for (n, (flags, _)) in callers.iter().enumerate() {
+        let key = sidekey.create_key(&[&["--name", &format!("caller {n}")], *flags].concat()).await.key;
+        let proxy = sidekey.proxy;
+        tasks.spawn(async move {
+            let mut client = Client::connect(proxy).await.expect("sidekey listens");
+            for _ in 0..60 {
+                let request = Request::post(CHAT, BODY).bearer(&key).header("x-caller", n.to_string());
+                client.send(&request).await.expect("an answer");
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("an answer each");
+    }
+    let mut used: HashMap<usize, HashSet<String>> = HashMap::new();
+    for seen in provider.seen() {
+        let caller: usize = seen.header("x-caller").and_then(|text| text.parse().ok()).expect("our header");
+        used.entry(caller).or_default().insert(owner_of(&seen));
+    }
+    for (n, (flags, allowed)) in callers.iter().enumerate() {
+        let allowed: HashSet<String> = allowed.iter().map(|owner| (*owner).to_owned()).collect();
+        assert!(used[&n].is_subset(&allowed), "{flags:?}: {:?}", used[&n]);
+    }
+    let tiers: usize = used.values().map(HashSet::len).sum();
+    assert!(tiers > callers.len(), "nobody fell back: {used:?}");
+}
