@@ -29,6 +29,10 @@ pub enum Kind {
     AuditDamaged,
     /// A budget or quota has passed one of its thresholds.
     BudgetThreshold,
+    /// A changed configuration is faulty: the one before stays in force.
+    ConfigRejected,
+    /// A changed configuration is in force.
+    ConfigReloaded,
     /// A real key was handed out.
     LeaseGranted,
     /// It was told what was used of one that was handed out.
@@ -55,9 +59,11 @@ pub enum Kind {
 
 impl Kind {
     /// Every one, for the metric's initial zeros.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::AuditDamaged,
         Self::BudgetThreshold,
+        Self::ConfigRejected,
+        Self::ConfigReloaded,
         Self::LeaseGranted,
         Self::LeaseReported,
         Self::LeaseUnreported,
@@ -77,6 +83,8 @@ impl Kind {
         match self {
             Self::AuditDamaged => "audit.damaged",
             Self::BudgetThreshold => "budget.threshold",
+            Self::ConfigRejected => "config.rejected",
+            Self::ConfigReloaded => "config.reloaded",
             Self::LeaseGranted => "lease.granted",
             Self::LeaseReported => "lease.reported",
             Self::LeaseUnreported => "lease.unreported",

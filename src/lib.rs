@@ -46,6 +46,7 @@ pub mod unit;
 
 pub mod entry;
 pub mod limit;
+pub mod live;
 pub mod owner;
 pub mod plan;
 pub mod pool;

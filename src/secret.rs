@@ -3,6 +3,7 @@
 //! Owns the type; leaves sealing at rest to `storage::vault`. Wiping cannot reach copies that hyper's buffers hold
 //! while a request is being written.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use zeroize::Zeroizing;
@@ -65,9 +66,63 @@ fn mask(text: &str) -> String {
     format!("{prefix}…{last}")
 }
 
+/// What keys begin with: those of sidekey and of the vendors whose keys have a mark.
+const MARKS: [&[u8]; 14] = [
+    b"sk-", b"AIza", b"gsk_", b"xai-", b"hf_", b"r8_", b"pplx-", b"nvapi-", b"fw_", b"csk-", b"AKIA", b"ASIA",
+    b"ya29.", b"dapi",
+];
+/// A mark and fewer letters than this after it is a word, or a masked key.
+const KEY_MIN: usize = 12;
+
+/// `line` with whatever looks like a key blotted out behind its mark. A last resort: no line is meant to hold one.
+#[must_use]
+pub fn blot(line: &[u8]) -> Cow<'_, [u8]> {
+    let is_key = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    let (mut out, mut at, mut kept) = (Vec::new(), 0, 0);
+    while at < line.len() {
+        let begins = at == 0 || !is_key(&line[at - 1]) || line[..at].ends_with(b"\\n");
+        let mark = MARKS.iter().find(|mark| begins && line[at..].starts_with(mark));
+        let Some(mark) = mark else {
+            at += 1;
+            continue;
+        };
+        let rest = &line[at + mark.len()..];
+        let len = rest.iter().position(|byte| !is_key(byte)).unwrap_or(rest.len());
+        let end = at + mark.len() + len;
+        // A virtual key's id is public, its secret is not.
+        let looks_secret = len >= KEY_MIN && rest[..len].iter().any(u8::is_ascii_digit);
+        if looks_secret {
+            out.extend_from_slice(&line[kept..at + mark.len()]);
+            out.extend_from_slice("[redacted]".as_bytes());
+            kept = end;
+        }
+        at = end;
+    }
+    if kept == 0 {
+        return Cow::Borrowed(line);
+    }
+    out.extend_from_slice(&line[kept..]);
+    Cow::Owned(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_looks_like_a_key_is_blotted_out() {
+        for (line, want) in [
+            ("nothing to see", "nothing to see"),
+            ("key sk-proj-abcDEF123456_7890-x.", "key sk-[redacted]"),
+            (r#"{"a":"Bearer sk-side-a1b2c3d4e5f67890-abcdefgh","b":1}"#, r#"{"a":"Bearer sk-[redacted]","b":1}"#),
+            ("AIzaSyA1234567890abcdef and gsk_0123456789abcdef", "AIza[redacted] and gsk_[redacted]"),
+            ("sk-\u{2026}last4 and sk-short1", "sk-\u{2026}last4 and sk-short1"),
+            ("task-0123456789abcdefgh", "task-0123456789abcdefgh"),
+            ("sk-a-name-without-figures", "sk-a-name-without-figures"),
+        ] {
+            assert_eq!(String::from_utf8_lossy(&blot(line.as_bytes())), want, "{line}");
+        }
+    }
 
     #[test]
     fn never_printed() {

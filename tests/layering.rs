@@ -11,6 +11,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("secret", 0),
     ("clock", 0),
     ("metrics", 0),
+    ("live", 0),
     ("audit", 1),
     ("event", 1),
     ("policy", 1),

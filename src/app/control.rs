@@ -12,6 +12,7 @@ use axum::Router;
 
 use crate::app::StartError;
 use crate::app::keeper::Keeper;
+use crate::app::reload::Reloader;
 use crate::control::health::{self, Readiness};
 use crate::control::socket::{AdminSocket, serve_tcp};
 use crate::metrics::Metrics;
@@ -31,6 +32,7 @@ pub(super) struct Service<'a> {
     pub(super) store: Store,
     pub(super) secrets: HashMap<String, Secret>,
     pub(super) keeper: Keeper,
+    pub(super) reloader: Arc<Reloader>,
 }
 
 /// The thread.
@@ -43,7 +45,7 @@ pub(super) struct Control {
 impl Control {
     /// Binds the admin socket, forgets the keys of commands that were killed, fetches references, and starts serving.
     pub(super) fn start(service: Service<'_>) -> Result<Self, StartError> {
-        let Service { admin, telemetry, store, secrets, keeper } = service;
+        let Service { admin, telemetry, store, secrets, keeper, reloader } = service;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let references = store.references(secrets);
         let admin = runtime.block_on(async {
@@ -58,7 +60,7 @@ impl Control {
         let drain = Arc::new(Drain::default());
         let watch = drain.watch();
         let thread = std::thread::Builder::new().name("sidekey-control".to_owned()).spawn(move || {
-            let served = runtime.block_on(serve(admin, telemetry, references, keeper, watch));
+            let served = runtime.block_on(serve(admin, telemetry, &references, &reloader, keeper, watch));
             if let Err(error) = served {
                 tracing::error!(%error, "the control plane has ended");
             }
@@ -100,7 +102,8 @@ async fn fetch(references: &References) {
 async fn serve(
     admin: Option<(AdminSocket, Router)>,
     telemetry: Option<(TcpListener, Metrics, Readiness)>,
-    references: References,
+    references: &References,
+    reloader: &Reloader,
     keeper: Keeper,
     watch: Watch,
 ) -> io::Result<()> {
@@ -129,6 +132,7 @@ async fn serve(
         served = async { tokio::try_join!(admin, telemetry) } => served.map(drop),
         () = references.watch() => Ok(()),
         () = keeper.work() => Ok(()),
+        () = reloader.run(references) => Ok(()),
         () = stop => Ok(()),
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 use crate::clock::{Clock, Nanos};
 use crate::control::{KeyTester, Leases, TestResult, Verdict, apply};
 use crate::id::KeyId;
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::provider_key::{ProviderKeysSection, Status};
 use crate::storage::Store;
@@ -30,7 +31,7 @@ pub(super) struct Keeper {
     store: Store,
     tester: KeyTester,
     clock: Clock,
-    section: ProviderKeysSection,
+    section: Live<ProviderKeysSection>,
     leases: Arc<Leases>,
     tests: IntCounterVec,
     /// Keys in `error`.
@@ -57,7 +58,7 @@ impl Keeper {
         store: Store,
         tester: KeyTester,
         clock: Clock,
-        section: ProviderKeysSection,
+        section: Live<ProviderKeysSection>,
         leases: Arc<Leases>,
         metrics: &Metrics,
     ) -> Self {
@@ -83,7 +84,7 @@ impl Keeper {
                         tracing::debug!(%error, "secrets that were replaced are kept for now");
                     }
                     self.leases.expire(&self.store, &self.clock).await;
-                    if self.section.retest {
+                    if self.section.get().retest {
                         self.start_due(&mut tests);
                     }
                 }
@@ -108,7 +109,7 @@ impl Keeper {
             let pending = match self.pending.entry(id) {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(new) => {
-                    let pause = self.section.retest_first;
+                    let pause = self.section.get().retest_first;
                     new.insert(Pending { pause, due: now.saturating_add(jittered(pause)), running: false })
                 }
             };
@@ -133,7 +134,7 @@ impl Keeper {
         match self.pending.entry(id) {
             Entry::Occupied(mut known) if still => {
                 let pending = known.get_mut();
-                let pause = pending.pause.saturating_mul(2).min(self.section.retest_max);
+                let pause = pending.pause.saturating_mul(2).min(self.section.get().retest_max);
                 *pending = Pending { pause, due: now.saturating_add(jittered(pause)), running: false };
                 tracing::debug!(%id, detail = result.detail, pause_s = pause.as_secs(), "a provider key is still in error");
             }

@@ -10,6 +10,7 @@ mod error;
 mod harden;
 mod keeper;
 mod log;
+mod reload;
 mod run;
 mod tester;
 mod worker;
@@ -22,19 +23,21 @@ use std::thread::JoinHandle;
 
 use axum::Router;
 
+use crate::app::reload::{InForce, Reloader};
 use crate::clock::Clock;
 use crate::config::{Environment, Loaded};
 use crate::control::health::{Check, Readiness};
 use crate::control::{ControlState, Explainer, Facts, Leases, Lessor, Listening};
-use crate::ingress::{FrontParts, Loops};
+use crate::ingress::{FrontParts, Loops, Port};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::net::dial::Dialer;
 use crate::net::drain::Drain;
-use crate::net::listener::{self, Patience};
+use crate::net::listener;
 use crate::net::tls::TlsClient;
 use crate::net::via::{Said, Via};
 use crate::provider::Registry;
-use crate::proxy::{ProxyParts, Shared};
+use crate::proxy::{Proxy, ProxyParts, Shared};
 use crate::storage::Store;
 
 pub use self::error::StartError;
@@ -64,6 +67,7 @@ pub struct Running {
     drain: Arc<Drain>,
     /// Signalled when open requests are to be waited for no longer.
     hurry: Arc<Drain>,
+    reloader: Arc<Reloader>,
     worker: JoinHandle<()>,
     control: control::Control,
 }
@@ -84,7 +88,7 @@ impl Running {
         let telemetry = listen.telemetry.map(|address| bind("listen.telemetry", address)).transpose()?;
         let redirected = listen.transparent.map_or(Ok(Vec::new()), bind_redirected)?;
         let (clock, metrics) = (Clock::system(), Metrics::default());
-        let registry = Arc::new(loaded.config.registry()?);
+        let registry = Live::new(loaded.config.registry()?);
         let listening = Listening {
             proxy: listener.local_addr()?,
             telemetry: telemetry.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
@@ -93,10 +97,10 @@ impl Running {
         };
         let own_ports: Arc<[u16]> = listening.ports().collect();
         let dialer = dialer(environment, &own_ports)?;
-        let store = Store::open(loaded.store_options(environment, &registry, clock.clone(), metrics.clone()))?;
+        let store = Store::open(loaded.store_options(environment, &registry.get(), clock.clone(), metrics.clone()))?;
         let parts = ProxyParts {
             store: store.clone(),
-            registry: Arc::clone(&registry),
+            registry: registry.get(),
             dialer: dialer.clone(),
             clock: clock.clone(),
             section: loaded.config.proxy(),
@@ -104,7 +108,7 @@ impl Running {
             access_log: loaded.config.log.access,
         };
         let shared = Arc::new(Shared::new(&parts, &metrics)?);
-        let (ca, roots) = ca::start(loaded, &store, &registry, &clock)?;
+        let (ca, roots) = ca::start(loaded, &store, &registry.get(), &clock)?;
         let loops = Arc::new(Loops::default());
         let mut checks = vec![store_check(&store)];
         if !redirected.is_empty() {
@@ -112,18 +116,26 @@ impl Running {
         }
         let readiness = Readiness::new(checks);
         let tester = tester::with(&store, &registry, environment, dialer.clone(), clock.clone());
-        let kept = loaded.config.provider_keys.clone();
-        let leases = Arc::new(Leases::resume(&store, &clock, lessor(&store), kept.lease_max));
-        let keeper =
-            keeper::Keeper::new(store.clone(), Arc::clone(&tester), clock.clone(), kept, Arc::clone(&leases), &metrics);
+        let kept = Live::new(loaded.config.provider_keys.clone());
+        let leases = Arc::new(Leases::resume(&store, &clock, lessor(&store), kept.get().lease_max));
+        let keeper = keeper::Keeper::new(
+            store.clone(),
+            Arc::clone(&tester),
+            clock.clone(),
+            kept.clone(),
+            Arc::clone(&leases),
+            &metrics,
+        );
+        let (keys, report) = (Live::new(loaded.config.keys.clone()), Live::default());
         let admin = crate::control::router(ControlState {
             store: store.clone(),
-            registry: Arc::clone(&registry),
-            keys: loaded.config.keys.clone(),
+            registry: registry.clone(),
+            keys: keys.clone(),
             facts: Facts {
                 started_ms: clock.wall_ms(),
                 config_file: loaded.places.config_file.clone(),
                 listening: Some(listening.clone()),
+                config: report.clone(),
             },
             readiness: readiness.clone(),
             roots: Some(roots),
@@ -139,32 +151,36 @@ impl Running {
             section: loaded.config.connect.clone(),
             own_ports,
             metrics: metrics.clone(),
-            patience: Patience { header_timeout: parts.section.header_timeout },
+            patience: reload::patience(&loaded.config),
             connect_timeout: parts.section.connect_timeout,
             dialer,
-            clock,
+            clock: clock.clone(),
             drain: Arc::clone(&drain),
         };
+        let port = Port::new(Proxy::new(parts, &shared, Arc::clone(&drain)), front);
+        let ending = Live::new(reload::ending(&loaded.config));
+        let in_force = InForce { registry, keys, kept, ending: ending.clone(), port: Arc::clone(&port), report };
+        let reloader = Arc::new(Reloader::new(loaded, environment, &store, &clock, &metrics, in_force));
         let control = control::Control::start(control::Service {
             admin: listen.admin.as_deref().map(|path| (path, admin.clone())),
             telemetry: telemetry.map(|listener| (listener, metrics, readiness.clone())),
             store: store.clone(),
             secrets: environment.secrets(),
             keeper,
+            reloader: Arc::clone(&reloader),
         })?;
         let worker = worker::Worker {
             listener,
             redirected,
             loops,
-            parts,
-            front,
+            port,
             shared: Arc::clone(&shared),
             drain: Arc::clone(&drain),
-            shutdown: loaded.config.shutdown,
+            ending,
         };
         let worker = worker.start(hurry.watch())?;
         readiness.set_started();
-        Ok(Self { listening, admin, readiness, store, shared, drain, hurry, worker, control })
+        Ok(Self { listening, admin, readiness, store, shared, drain, hurry, reloader, worker, control })
     }
 
     /// The addresses in fact bound.
@@ -184,6 +200,11 @@ impl Running {
         Arc::clone(&self.hurry)
     }
 
+    /// Asks for the configuration and references to be read again.
+    pub fn reload(&self) {
+        self.reloader.ask();
+    }
+
     /// Is no longer ready, serves those who still come for `shutdown.min_delay`, waits for open requests up to
     /// `limits.drain_timeout`, settles what is left, and closes the store. Blocks.
     pub fn stop(self) {
@@ -191,6 +212,7 @@ impl Running {
         self.drain.leave();
         // A panic of a thread is in the log already, by the hook; the rest is still to be saved.
         let _ = self.worker.join();
+        self.reloader.stop();
         if let Some(shared) = Arc::into_inner(self.shared) {
             shared.close();
         }
@@ -202,9 +224,9 @@ impl Running {
 
 /// Explains by what the request path would do over `store`.
 #[must_use]
-pub fn explainer(store: &Store, registry: &Arc<Registry>, clock: &Clock) -> Explainer {
-    let (store, registry, clock) = (store.clone(), Arc::clone(registry), clock.clone());
-    Arc::new(move |question| crate::proxy::explain(&store, &registry, &clock, question))
+pub fn explainer(store: &Store, registry: &Live<Registry>, clock: &Clock) -> Explainer {
+    let (store, registry, clock) = (store.clone(), registry.clone(), clock.clone());
+    Arc::new(move |question| crate::proxy::explain(&store, &registry.get(), &clock, question))
 }
 
 /// Hands out what the request path would choose over `store`.

@@ -3,7 +3,7 @@
 //! Owns its signals and the file that tells others where it listens; leaves the work to [`Running`].
 
 use std::fs;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -13,7 +13,7 @@ use crate::app::{Listen, Running, StartError, harden, log};
 use crate::config::{Environment, Loaded};
 use crate::control::Listening;
 
-/// Runs until SIGTERM, SIGINT or SIGHUP, then drains; a second one ends the wait for open requests.
+/// Runs until SIGTERM or SIGINT, then drains; a second one ends the wait for open requests. SIGHUP reloads.
 ///
 /// # Errors
 /// When it cannot start.
@@ -40,11 +40,13 @@ pub fn run(loaded: &Loaded, environment: &Environment) -> Result<(), StartError>
     };
     let listening = running.listening();
     tracing::info!(proxy = %listening.proxy, telemetry = listening.telemetry.map(tracing::field::display), "ready");
-    signals.wait();
+    while signals.wait() == Asked::Reload {
+        running.reload();
+    }
     tracing::info!("asked to stop");
     let hurry = running.hurry();
     let again = std::thread::Builder::new().name("sidekey-signals".to_owned()).spawn(move || {
-        signals.wait();
+        while signals.wait() == Asked::Reload {}
         hurry.signal();
     });
     if let Err(error) = again {
@@ -56,10 +58,19 @@ pub fn run(loaded: &Loaded, environment: &Environment) -> Result<(), StartError>
     Ok(())
 }
 
-/// The signals that ask to stop. A hang-up is the end of the terminal.
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Reload,
+    Stop,
+}
+
+/// The signals that ask for something.
 struct Signals {
     runtime: tokio::runtime::Runtime,
     asked: std::sync::Mutex<[Signal; 3]>,
+    /// It was started from a terminal.
+    terminal: bool,
 }
 
 impl Signals {
@@ -69,20 +80,24 @@ impl Signals {
             let _entered = runtime.enter();
             [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?]
         };
-        Ok(Self { runtime, asked: std::sync::Mutex::new(asked) })
+        Ok(Self { runtime, asked: std::sync::Mutex::new(asked), terminal: io::stdin().is_terminal() })
     }
 
     /// Blocks until the next one.
-    fn wait(&self) {
+    fn wait(&self) -> Asked {
         let mut asked = self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let [terminate, interrupt, hangup] = &mut *asked;
         self.runtime.block_on(async {
             tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                _ = hangup.recv() => {}
+                _ = terminate.recv() => Asked::Stop,
+                _ = interrupt.recv() => Asked::Stop,
+                // That of a terminal which was closed asks for the end: then stdin is none any more.
+                _ = hangup.recv() => match self.terminal && !io::stdin().is_terminal() {
+                    true => Asked::Stop,
+                    false => Asked::Reload,
+                },
             }
-        });
+        })
     }
 }
 

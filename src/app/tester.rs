@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::config::Environment;
 use crate::control::{KeyTester, TestResult, Verdict};
 use crate::id::KeyId;
+use crate::live::Live;
 use crate::net::body::Outgoing;
 use crate::net::dial::Dialer;
 use crate::net::upstream::{Pool, Received};
@@ -26,7 +27,7 @@ use crate::storage::{ProviderKeyState, References, Store};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Tests keys of `store`. Where `SSL_CERT_FILE` or a proxy of the environment cannot be used, every test says so.
-pub fn tester(store: &Store, registry: &Arc<Registry>, environment: &Environment) -> KeyTester {
+pub fn tester(store: &Store, registry: &Live<Registry>, environment: &Environment) -> KeyTester {
     match super::dialer(environment, &[]) {
         Ok(dialer) => with(store, registry, environment, dialer, Clock::system()),
         Err(error) => {
@@ -41,16 +42,16 @@ pub fn tester(store: &Store, registry: &Arc<Registry>, environment: &Environment
 
 pub(super) fn with(
     store: &Store,
-    registry: &Arc<Registry>,
+    registry: &Live<Registry>,
     environment: &Environment,
     dialer: Dialer,
     clock: Clock,
 ) -> KeyTester {
     let references = store.references(environment.secrets());
-    let (store, registry) = (store.clone(), Arc::clone(registry));
+    let (store, registry) = (store.clone(), registry.clone());
     let turns = Turns::default();
     Arc::new(move |id| {
-        let (store, registry, references) = (store.clone(), Arc::clone(&registry), references.clone());
+        let (store, registry, references) = (store.clone(), registry.get(), references.clone());
         let (dialer, clock, turns) = (dialer.clone(), clock.clone(), turns.clone());
         Box::pin(async move {
             let turn = turns.of(id);

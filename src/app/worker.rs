@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::config::ShutdownSection;
-use crate::ingress::{Front, FrontParts, Loops};
+use crate::ingress::{Loops, Port};
+use crate::live::Live;
 use crate::net::drain::{Drain, Watch};
-use crate::net::listener::{self, Patience};
-use crate::proxy::{Proxy, ProxyParts, Shared};
+use crate::net::listener;
+use crate::proxy::Shared;
 
 /// Idle connections to providers are looked through this often.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -25,11 +25,17 @@ pub(super) struct Worker {
     pub(super) redirected: Vec<TcpListener>,
     /// Whether own connections come there.
     pub(super) loops: Arc<Loops>,
-    pub(super) parts: ProxyParts,
-    pub(super) front: FrontParts,
+    pub(super) port: Arc<Port>,
     pub(super) shared: Arc<Shared>,
     pub(super) drain: Arc<Drain>,
-    pub(super) shutdown: ShutdownSection,
+    pub(super) ending: Live<Ending>,
+}
+
+/// How long the end takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ending {
+    pub(super) min_delay: Duration,
+    pub(super) drain_timeout: Duration,
 }
 
 impl Worker {
@@ -45,27 +51,26 @@ impl Worker {
     }
 
     async fn work(self, mut hurry: Watch) {
-        let Self { listener, redirected, loops, parts, front, shared, drain, shutdown } = self;
+        let Self { listener, redirected, loops, port, shared, drain, ending } = self;
         let polled = tokio::net::TcpListener::from_std;
         let redirected: io::Result<Vec<_>> = redirected.into_iter().map(polled).collect();
         let (listener, redirected) = match (polled(listener), redirected) {
             (Ok(listener), Ok(redirected)) => (listener, redirected),
             (Err(error), _) | (_, Err(error)) => return tracing::error!(%error, "a listener cannot be polled"),
         };
-        let (patience, drain_timeout) = (front.patience, parts.section.drain_timeout);
-        let handler = Arc::new(Front::new(Proxy::new(parts, &shared, Arc::clone(&drain)), front));
-        let mut serving = Box::pin(serve(&handler, listener, redirected, &loops, patience, &drain));
+        let mut serving = Box::pin(serve(&port, listener, redirected, &loops, &drain));
         let mut stop = drain.watch();
         tokio::select! {
             () = &mut serving => {}
             () = stop.leaving() => {}
         }
         drop(stop);
+        let Ending { min_delay, drain_timeout } = *ending.get();
         tracing::info!(connections = drain.open(), "draining");
         let ended = async {
             tokio::select! {
                 () = &mut serving => {}
-                () = until_nobody_comes(&drain, shutdown.min_delay, drain_timeout) => {}
+                () = until_nobody_comes(&drain, min_delay, drain_timeout) => {}
             }
             drop(serving);
             drain.finished().await;
@@ -81,11 +86,10 @@ impl Worker {
 
 /// Serves all who come, and closes connections to providers that nobody uses. Does not end.
 async fn serve(
-    handler: &Arc<Front>,
+    port: &Arc<Port>,
     listener: tokio::net::TcpListener,
     redirected: Vec<tokio::net::TcpListener>,
     loops: &Arc<Loops>,
-    patience: Patience,
     drain: &Drain,
 ) {
     let is_led = !redirected.is_empty();
@@ -93,12 +97,12 @@ async fn serve(
     // One for each family, at most.
     let (first, second) = (redirected.next(), redirected.next());
     let led = async |listener: Option<tokio::net::TcpListener>| {
-        let serve = |tcp, peer, drain| Arc::clone(handler).redirected(tcp, peer, Arc::clone(loops), drain);
+        let serve = |tcp, peer, drain| port.front().redirected(tcp, peer, Arc::clone(loops), drain);
         if let Some(listener) = listener {
             listener::accept_each(listener, drain, serve).await;
         }
     };
-    let direct = listener::accept(listener, Arc::clone(handler), patience, drain);
+    let direct = listener::accept(listener, Arc::clone(port), drain);
     let accepting = async { tokio::join!(direct, led(first), led(second)) };
     let testing = async {
         if is_led {
@@ -109,7 +113,7 @@ async fn serve(
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
             sweep.tick().await;
-            handler.sweep();
+            port.sweep();
         }
     };
     tokio::join!(accepting, testing, sweeping);

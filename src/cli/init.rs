@@ -28,7 +28,7 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
         (true, None)
     } else {
         let existed = places.data_dir.join("master.key").exists();
-        let store = store::open(session, &*store::registry(session)?, true)?;
+        let store = store::open(session, &store::registry(session)?, true)?;
         let source = store.master_key_source().to_string();
         store.close();
         (existed, Some(source))

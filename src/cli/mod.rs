@@ -46,7 +46,6 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use axum::Router;
 use clap::{CommandFactory, Parser};
@@ -58,6 +57,7 @@ use crate::cli::out::Out;
 use crate::clock::Clock;
 use crate::config::{self, Environment, Fault, Loaded, NoPlace, Places};
 use crate::control::{Explainer, KeyTester};
+use crate::live::Live;
 use crate::provider::Registry;
 use crate::storage::Store;
 
@@ -65,13 +65,13 @@ use crate::storage::Store;
 #[derive(Clone, Copy, Debug)]
 pub struct Hooks {
     /// Makes what explains the request path.
-    pub explainer: fn(&Store, &Arc<Registry>, &Clock) -> Explainer,
+    pub explainer: fn(&Store, &Live<Registry>, &Clock) -> Explainer,
     /// Starts a proxy for one command, on a free port of the loopback address.
     pub private: fn(Loaded, Environment) -> PrivateStart,
     /// Runs the proxy until it is told to stop.
     pub run: fn(Loaded, Environment) -> Result<(), Failure>,
     /// Makes what tests provider keys.
-    pub tester: fn(&Store, &Arc<Registry>, &Environment) -> KeyTester,
+    pub tester: fn(&Store, &Live<Registry>, &Environment) -> KeyTester,
 }
 
 /// The start of a [`Private`] proxy, which has threads of its own.
@@ -267,7 +267,12 @@ fn load(cli: &Cli, environment: &Environment) -> Result<Loaded, Unloaded> {
             [("listen.proxy", &args.proxy), ("listen.telemetry", &args.telemetry), ("log.level", &args.log_level)];
         overrides.extend(said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?))));
     }
-    config::load(environment, places, &overrides).map_err(Unloaded::Faults)
+    // What the daemon says of a faulty file can be asked with that very file in place.
+    let asks_daemon = matches!(cli.command, Command::Status | Command::Alerts { .. });
+    match config::load(environment, places.clone(), &overrides) {
+        Err(_) if asks_daemon => Ok(Loaded::defaults(places)),
+        loaded => loaded.map_err(Unloaded::Faults),
+    }
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

@@ -3,7 +3,6 @@
 //! Owns connecting, backup and restore.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -16,6 +15,7 @@ use crate::cli::out;
 use crate::clock::Clock;
 use crate::control::health::Readiness;
 use crate::control::{ControlState, Facts, router};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::provider::Registry;
 use crate::storage::{self, Store, StoreError};
@@ -75,17 +75,17 @@ pub(super) fn open(session: &Session, registry: &Registry, create: bool) -> Resu
 }
 
 /// The providers in force.
-pub(super) fn registry(session: &Session) -> Result<Arc<Registry>, Failure> {
+pub(super) fn registry(session: &Session) -> Result<Registry, Failure> {
     let built = session.loaded.config.registry();
     // `config::load` has refused these already.
-    let built = built.map_err(|faults| {
+    built.map_err(|faults| {
         let shown: Vec<String> = faults.iter().map(ToString::to_string).collect();
         Failure::new(Exit::Config, shown.join("\nerror: "))
-    });
-    built.map(Arc::new)
+    })
 }
 
-fn state(session: &Session, store: &Store, registry: Arc<Registry>) -> ControlState {
+fn state(session: &Session, store: &Store, registry: Registry) -> ControlState {
+    let registry = Live::new(registry);
     let clock = Clock::system();
     ControlState {
         tester: (session.hooks.tester)(store, &registry, &session.environment),
@@ -97,10 +97,10 @@ fn state(session: &Session, store: &Store, registry: Arc<Registry>) -> ControlSt
         facts: Facts {
             started_ms: clock.wall_ms(),
             config_file: session.loaded.places.config_file.clone(),
-            listening: None,
+            ..Facts::default()
         },
         clock,
-        keys: session.loaded.config.keys.clone(),
+        keys: Live::new(session.loaded.config.keys.clone()),
         readiness: Readiness::default(),
     }
 }

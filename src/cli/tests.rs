@@ -1,5 +1,7 @@
 //! Whole commands, with a stand-in for `app`: what they leave behind and the code they end with.
 
+use std::sync::Arc;
+
 use std::path::Path;
 
 use super::*;
@@ -146,7 +148,7 @@ fn commands_speak_to_a_daemon() {
     let data = home.path().join("data");
     assert_eq!(sidekey(home.path(), "init -o jsonl").0, 0);
     let clock = Clock::system();
-    let registry = Arc::new(config::Config::default().registry().expect("valid"));
+    let registry = Live::new(config::Config::default().registry().expect("valid"));
     let store = Store::open(crate::storage::StoreOptions {
         dir: data.clone(),
         create: false,
@@ -166,7 +168,7 @@ fn commands_speak_to_a_daemon() {
         store: store.clone(),
         registry,
         clock,
-        keys: crate::virtual_key::KeysSection::default(),
+        keys: Live::default(),
         facts: crate::control::Facts {
             listening: Some(crate::control::Listening {
                 proxy: "127.0.0.1:7".parse().expect("an address"),

@@ -14,6 +14,9 @@ use crate::provider::Registry;
 use crate::secret::Secret;
 use crate::storage::{EnvironmentKey, MasterKeyInputs, StoreOptions};
 
+/// No key is longer.
+const KEY_MAX: usize = 64 << 10;
+
 impl Environment {
     /// Where the master key may come from.
     #[must_use]
@@ -25,13 +28,16 @@ impl Environment {
         }
     }
 
-    /// The system keys in providers' own variables: for each provider the first that is set. One that is a virtual
-    /// key, as inside `sidekey exec`, pays for nothing.
+    /// The system keys in providers' own variables: for each provider the first that is set, or whose `<NAME>_FILE` names
+    /// a file that holds it. One that is a virtual key, as inside `sidekey exec`, pays for nothing.
     #[must_use]
     pub fn system_keys(&self, registry: &Registry, prefix: &str) -> Vec<EnvironmentKey> {
         let enabled = registry.iter().filter(|upstream| upstream.enabled);
         let found = enabled.filter_map(|upstream| {
-            let set = |name: &String| Some((name.clone(), self.get(name)?.trim().to_owned()));
+            let set = |name: &String| {
+                let value = self.get(name).map(str::to_owned).or_else(|| self.key_in_file(name))?;
+                Some((name.clone(), value.trim().to_owned()))
+            };
             let (variable, value) = upstream.env.iter().find_map(set)?;
             let own = crate::virtual_key::has_prefix(prefix, &value);
             (!own && !value.is_empty()).then(|| EnvironmentKey {
@@ -41,6 +47,24 @@ impl Environment {
             })
         });
         found.collect()
+    }
+
+    fn key_in_file(&self, name: &str) -> Option<String> {
+        let path = PathBuf::from(self.get(&format!("{name}_FILE"))?);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text).filter(|text| text.len() <= KEY_MAX),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "{name}_FILE names a file that cannot be read");
+                None
+            }
+        }
+    }
+
+    /// The files that `<NAME>_FILE` variables of providers name.
+    #[must_use]
+    pub fn key_files(&self, registry: &Registry) -> Vec<PathBuf> {
+        let names = registry.iter().flat_map(|upstream| upstream.env.iter());
+        names.filter_map(|name| self.get(&format!("{name}_FILE")).map(PathBuf::from)).collect()
     }
 
     /// Every variable, as values that `env:NAME` references may name.
@@ -77,6 +101,20 @@ impl Loaded {
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[test]
+    fn a_system_key_may_lie_in_a_file() {
+        let registry = Config::default().registry().expect("the defaults are valid");
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("key");
+        std::fs::write(&path, "sk-from-file\n").expect("written");
+        let path = path.to_str().expect("text");
+        let environment = Environment::from_pairs([("OPENAI_API_KEY_FILE", path), ("GROQ_API_KEY_FILE", "/nowhere")]);
+        let keys = environment.system_keys(&registry, "sk-side");
+        let keys: Vec<_> = keys.iter().map(|k| (k.variable.as_str(), k.secret.expose())).collect();
+        assert_eq!(keys, [("OPENAI_API_KEY", "sk-from-file")]);
+        assert_eq!(environment.key_files(&registry).len(), 2);
+    }
 
     #[test]
     fn system_keys_are_the_first_that_are_set() {

@@ -50,6 +50,8 @@ pub struct Key {
     pub default: &'static str,
     /// What it is for.
     pub doc: &'static str,
+    /// True when a change is in force only after a restart.
+    pub restart: bool,
 }
 
 impl Key {
@@ -62,20 +64,25 @@ impl Key {
 }
 
 const fn key(path: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key { path, kind, default, doc }
+    Key { path, kind, default, doc, restart: false }
+}
+
+/// One that is read at start only.
+const fn fixed(path: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+    Key { path, kind, default, doc, restart: true }
 }
 
 /// All of them, in the order of the template.
 pub static KEYS: &[Key] = &[
-    key("listen.proxy", Kind::Address, "\"127.0.0.1:4141\"", "Where apps send their requests."),
-    key(
+    fixed("listen.proxy", Kind::Address, "\"127.0.0.1:4141\"", "Where apps send their requests."),
+    fixed(
         "listen.admin",
         Kind::Address,
         "\"127.0.0.1:4142\"",
         "Reserved for the admin console; the admin API is on <data_dir>/admin.sock.",
     ),
-    key("listen.telemetry", Kind::Address, "\"127.0.0.1:4143\"", "/livez /readyz /healthz /metrics."),
-    key(
+    fixed("listen.telemetry", Kind::Address, "\"127.0.0.1:4143\"", "/livez /readyz /healthz /metrics."),
+    fixed(
         "listen.transparent",
         Kind::Address,
         "",
@@ -94,13 +101,13 @@ pub static KEYS: &[Key] = &[
         "false",
         "Whether other hosts may be at private and loopback addresses; link-local ones never.",
     ),
-    key(
+    fixed(
         "connect.ca",
         Kind::Word(&["kept", "ephemeral"]),
         "\"kept\"",
         "Where the local CA's key is: sealed in the store, or in memory and new at each start.",
     ),
-    key("connect.ca_dir", Kind::Text, "", "Where root.pem and bundle.pem are written; <data_dir>/ca unless set."),
+    fixed("connect.ca_dir", Kind::Text, "", "Where root.pem and bundle.pem are written; <data_dir>/ca unless set."),
     key("keys.prefix", Kind::Text, "\"sk-side\"", "What new virtual keys begin with."),
     key("keys.default_expires_days", Kind::Integer, "365", "Days until a new virtual key expires."),
     key(
@@ -159,7 +166,7 @@ pub static KEYS: &[Key] = &[
         "How long after its refusal a key is tested again; each test that fails doubles it.",
     ),
     key("provider_keys.retest_max", Kind::Duration, "\"1h\"", "The longest pause between two such tests."),
-    key(
+    fixed(
         "provider_keys.lease_max",
         Kind::Duration,
         "\"10m\"",
@@ -191,23 +198,23 @@ pub static KEYS: &[Key] = &[
     key("providers.*.http2", Kind::Bool, "false", "Whether to offer HTTP/2."),
     key("providers.*.keyless", Kind::Bool, "", "True when the provider can do without a key."),
     key("providers.*.test", Kind::Text, "", "Path of a GET that costs nothing and needs a good key."),
-    key(
+    fixed(
         "store.durability",
         Kind::Word(&["group", "sync"]),
         "\"group\"",
         "sync: the response's last frame waits until its entry is on disk.",
     ),
-    key("store.commit_interval_ms", Kind::Integer, "10", "How long entries gather before a commit, milliseconds."),
-    key("store.queue_capacity", Kind::Integer, "65536", "Entries that wait for a commit at most."),
-    key("store.retention_days", Kind::Integer, "90", "Days the ledger is kept; 0 is for ever."),
-    key(
+    fixed("store.commit_interval_ms", Kind::Integer, "10", "How long entries gather before a commit, milliseconds."),
+    fixed("store.queue_capacity", Kind::Integer, "65536", "Entries that wait for a commit at most."),
+    fixed("store.retention_days", Kind::Integer, "90", "Days the ledger is kept; 0 is for ever."),
+    fixed(
         "store.rollup_days",
         Kind::Integer,
         "400",
         "Days the sums of each day are kept, by which usage is answered; 0 is for ever.",
     ),
-    key("store.audit_retention_days", Kind::Integer, "1095", "Days the audit log is kept; 0 is for ever."),
-    key(
+    fixed("store.audit_retention_days", Kind::Integer, "1095", "Days the audit log is kept; 0 is for ever."),
+    fixed(
         "log.format",
         Kind::Word(&["auto", "pretty", "json"]),
         "\"auto\"",

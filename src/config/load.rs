@@ -2,7 +2,7 @@
 //!
 //! Owns precedence. A fault of the file has line and column; a fault of a variable has its name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use toml::{Table, Value};
@@ -26,6 +26,7 @@ pub struct Loaded {
     /// What to tell the operator; one line each.
     pub warnings: Vec<String>,
     origins: BTreeMap<String, Vec<Effective>>,
+    flags: Vec<(String, String)>,
 }
 
 /// A value and where it was said.
@@ -48,6 +49,31 @@ impl Loaded {
             said.push(Effective { value, origin: Origin::Default });
         }
         said
+    }
+
+    /// The defaults and nothing else.
+    #[must_use]
+    pub fn defaults(places: Places) -> Self {
+        let (warnings, flags) = (Vec::new(), Vec::new());
+        Self { config: Config::default(), places, warnings, origins: BTreeMap::new(), flags }
+    }
+
+    /// Reads the file again, under the same variables and flags.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn again(&self, environment: &Environment) -> Result<Self, Vec<Fault>> {
+        load(environment, self.places.clone(), &self.flags)
+    }
+
+    /// The keys whose values differ in `other`, and whether a change of each needs a restart.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<(String, bool)> {
+        let value = |loaded: &Self, key: &str| loaded.explain(key).into_iter().next().map(|said| said.value);
+        let keys: BTreeSet<String> = self.keys().into_iter().chain(other.keys()).collect();
+        let differing = keys.into_iter().filter(|key| value(self, key) != value(other, key));
+        let restart = |key: &str| KEYS.iter().any(|row| row.restart && row.matches(key));
+        differing.map(|key| (key.clone(), restart(&key))).collect()
     }
 
     /// Every key that was said somewhere, and every key with a default.
@@ -74,7 +100,7 @@ pub fn load(environment: &Environment, places: Places, flags: &Overrides) -> Res
     }
     let faults: Vec<Fault> = layers.config.check().iter().map(|wrong| layers.fault(wrong)).collect();
     if faults.is_empty() {
-        Ok(Loaded { config: layers.config, places, warnings, origins: layers.origins })
+        Ok(Loaded { config: layers.config, places, warnings, origins: layers.origins, flags: flags.to_vec() })
     } else {
         Err(faults)
     }

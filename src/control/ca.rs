@@ -122,7 +122,7 @@ pub(super) async fn rotate(State(state): State<Arc<ControlState>>) -> Result<Jso
             .fix("restart sidekey"));
     }
     let old = generations(&state.store);
-    let made = Generation::create(&state.registry.host_names(), state.clock.wall_ms(), LIFETIME)?;
+    let made = Generation::create(&state.registry.get().host_names(), state.clock.wall_ms(), LIFETIME)?;
     state.store.put_named(CaRecord::new(&made.id, made.created_ms, &made.to_bytes()), Some(0)).await?;
     for generation in old {
         state.store.delete_named::<CaRecord>(&generation.id, None).await?;

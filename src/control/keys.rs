@@ -110,13 +110,13 @@ pub(super) async fn create(
     let at = Moment::of(&state.clock);
     let now = at.wall_ms;
     let id = KeyId::random().map_err(|error| Problem::internal(error.to_string()))?;
-    let prefix = wish.prefix.clone().unwrap_or_else(|| state.keys.prefix.clone());
+    let prefix = wish.prefix.clone().unwrap_or_else(|| state.keys.get().prefix.clone());
     if !is_prefix(&prefix) {
         return Err(Problem::invalid("prefix", "must be 1 to 32 letters, digits, `-` and `_`, not ending in a dash"));
     }
     let key = generate(&prefix, id).map_err(|error| Problem::internal(error.to_string()))?;
     let digest = state.store.snapshot().digest_key().digest(key.expose());
-    let default_days = u64::from(state.keys.default_expires_days);
+    let default_days = u64::from(state.keys.get().default_expires_days);
     let mut record = VirtualKey {
         id,
         name: wish.name.clone().ok_or_else(|| Problem::invalid("name", "is missing"))?,
@@ -134,7 +134,7 @@ pub(super) async fn create(
         sources: Vec::new(),
         plan: None,
         policy: defaults(
-            &state.keys,
+            &state.keys.get(),
             flat(&wish.plan).and_then(|name| state.store.snapshot().named(name)).map(|(plan, _)| plan),
         ),
         pool: None,
@@ -417,7 +417,7 @@ impl Wish {
         if record.expires_ms.is_some_and(|at| at <= now) {
             return Err(Problem::invalid(field, "lies not in the future").fix("revoke or disable the key instead"));
         }
-        let Some(max) = state.keys.max_expires_days else { return Ok(()) };
+        let Some(max) = state.keys.get().max_expires_days else { return Ok(()) };
         let latest = now + u64::from(max) * DAY_MS;
         if record.expires_ms.is_none_or(|at| at > latest) {
             return Err(Problem::invalid(field, format!("a key may live {max} days at most (keys.max_expires_days)")));
@@ -442,7 +442,8 @@ fn defaults(section: &KeysSection, plan: Option<Arc<Plan>>) -> Policy {
 
 /// A provider by id or alias, as its id; one that is switched off, or still lacks its base URL, may be named ahead.
 fn provider_id(state: &ControlState, name: &str) -> Result<String, Problem> {
-    match state.registry.lookup(name) {
+    let registry = state.registry.get();
+    match registry.lookup(name) {
         Ok(upstream) => Ok(upstream.id.to_string()),
         Err(NoProvider::Disabled(id)) => Ok(id),
         Err(NoProvider::NeedsBaseUrl { id, .. }) => Ok(id.to_owned()),

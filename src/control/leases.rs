@@ -306,7 +306,8 @@ fn provider(state: &ControlState, wish: &Wish, pool: &str) -> Result<Arc<Upstrea
             }
         }
     };
-    let found = state.registry.lookup(&named).map_err(|error| Problem::invalid("provider", error.to_string()))?;
+    let registry = state.registry.get();
+    let found = registry.lookup(&named).map_err(|error| Problem::invalid("provider", error.to_string()))?;
     Ok(Arc::clone(found))
 }
 

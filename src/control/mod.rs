@@ -69,6 +69,7 @@ use crate::control::problem::Problem;
 use crate::explain::{Explanation, Question};
 use crate::id::{KeyId, ScopeId};
 use crate::lease::{LeaseWish, Leased};
+use crate::live::Live;
 use crate::plan::Plan;
 use crate::pool::Pool;
 use crate::provider::{Refusal, Registry};
@@ -78,7 +79,7 @@ use crate::virtual_key::KeysSection;
 pub use self::ca::{Roots, generations};
 pub use self::leases::Leases;
 pub use self::provider_keys::{TestResult, Verdict, apply};
-pub use self::status::{Facts, Listening};
+pub use self::status::{ConfigReport, Facts, Listening};
 
 /// Asks a provider whether it takes a stored key, by the key's id, without spending.
 pub type KeyTester = Arc<dyn Fn(KeyId) -> Pin<Box<dyn Future<Output = TestResult> + Send>> + Send + Sync>;
@@ -94,14 +95,14 @@ pub struct ControlState {
     /// Records and the ledger.
     pub store: Store,
     /// Providers.
-    pub registry: Arc<Registry>,
+    pub registry: Live<Registry>,
     /// The roots of this process; `None` when no daemon runs.
     pub roots: Option<Roots>,
     /// Time.
     pub clock: Clock,
     /// What new virtual keys get.
-    pub keys: KeysSection,
-    /// What does not change while the process lives.
+    pub keys: Live<KeysSection>,
+    /// What is told of the process.
     pub facts: Facts,
     /// Whether requests should come here.
     pub readiness: Readiness,

@@ -195,7 +195,8 @@ fn whose(state: &ControlState, provider: Option<&str>, model: &str) -> Result<(S
     {
         return Ok((provider, model.to_owned()));
     }
-    let serving = state.registry.iter().find(|upstream| upstream.enabled && upstream.serves(model));
+    let registry = state.registry.get();
+    let serving = registry.iter().find(|upstream| upstream.enabled && upstream.serves(model));
     let serving = serving.ok_or_else(|| {
         Problem::invalid("provider", format!("is missing: {model:?} alone does not tell it"))
             .fix("write the model as provider/model, or name the provider")
@@ -208,7 +209,7 @@ fn known_provider(state: &ControlState, name: &str) -> Result<String, Problem> {
     if name == ANY {
         return Ok(name.to_owned());
     }
-    let id = state.registry.id_of(name).map_err(|error| Problem::invalid("provider", error.to_string()))?;
+    let id = state.registry.get().id_of(name).map_err(|error| Problem::invalid("provider", error.to_string()))?;
     Ok(id.to_string())
 }
 

@@ -163,7 +163,8 @@ pub(super) async fn add(
     let With { policy: wished, rest: addition } = parse::<With<Addition>>(&headers, &body, Tell::Names)?;
     let source = Source { secret: addition.secret, reference: addition.reference };
     let (origin, secret) = source.resolve()?;
-    let upstream = state.registry.lookup(&addition.provider);
+    let registry = state.registry.get();
+    let upstream = registry.lookup(&addition.provider);
     let upstream = upstream.map_err(|error| Problem::invalid("provider", error.to_string()))?;
     let now = state.clock.wall_ms();
     let mut policy = Policy::default();
@@ -287,7 +288,8 @@ pub(super) async fn rotate(
     let grace = grace.map_err(|error| Problem::invalid("grace", error))?.unwrap_or(DEFAULT_GRACE);
     let before = stored(&state, &id)?;
     let mut record = before.record.clone();
-    let upstream = state.registry.lookup(&record.provider);
+    let registry = state.registry.get();
+    let upstream = registry.lookup(&record.provider);
     let upstream = upstream.map_err(|error| Problem::invalid("provider", error.to_string()))?;
     let expected = expected_version(&headers)?.unwrap_or(record.version);
     record.replaced = replaced(&state, &before, grace, expected + 1);

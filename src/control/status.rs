@@ -17,9 +17,10 @@ use crate::clock::rfc3339;
 use crate::control::ControlState;
 use crate::control::problem::{Problem, Tell, parse};
 use crate::control::view::ProviderView;
+use crate::live::Live;
 use crate::provider_key::Status;
 
-/// What does not change while the process lives.
+/// What is told of the process.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// Wall time of the start, milliseconds.
@@ -28,6 +29,21 @@ pub struct Facts {
     pub config_file: PathBuf,
     /// The addresses in fact bound; `None` when no daemon runs.
     pub listening: Option<Listening>,
+    /// What became of reading the configuration.
+    pub config: Live<ConfigReport>,
+}
+
+/// What became of reading the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ConfigReport {
+    /// Counts the times it was read and put in force, from 1 at the start.
+    pub generation: u64,
+    /// When that was, RFC 3339.
+    pub loaded: String,
+    /// Why what was read last is not in force.
+    pub error: Option<String>,
+    /// Keys whose values will be in force after a restart.
+    pub needs_restart: Vec<String>,
 }
 
 /// The addresses in fact bound: a port of 0 has become a real one.
@@ -71,6 +87,7 @@ pub(super) async fn status(State(state): State<Arc<ControlState>>) -> Json<Value
         "listen": facts.listening,
         "data_dir": state.store.dir(),
         "config_file": facts.config_file,
+        "config": *facts.config.get(),
         "master_key": state.store.master_key_source().to_string(),
         "store": state.store.health(),
         "keys": {"total": snapshot.virtual_keys().len(), "active": active},
@@ -81,7 +98,7 @@ pub(super) async fn status(State(state): State<Arc<ControlState>>) -> Json<Value
 pub(super) async fn providers(State(state): State<Arc<ControlState>>) -> Json<Value> {
     let snapshot = state.store.snapshot();
     let view = |upstream: &Arc<_>| ProviderView::new(upstream, snapshot.provider_keys(&upstream.id), state.clock.now());
-    let views: Vec<ProviderView> = state.registry.iter().map(view).collect();
+    let views: Vec<ProviderView> = state.registry.get().iter().map(view).collect();
     Json(json!({"providers": views}))
 }
 
@@ -91,8 +108,9 @@ pub(super) async fn provider(
 ) -> Result<Json<ProviderView>, Problem> {
     let row = crate::provider::provider(&name);
     let id = row.map_or(name.as_str(), |row| row.id);
-    let Some(upstream) = state.registry.iter().find(|upstream| &*upstream.id == id) else {
-        let why = state.registry.lookup(&name).err().map_or_else(String::new, |error| error.to_string());
+    let registry = state.registry.get();
+    let Some(upstream) = registry.iter().find(|upstream| &*upstream.id == id) else {
+        let why = registry.lookup(&name).err().map_or_else(String::new, |error| error.to_string());
         return Err(Problem::new(StatusCode::NOT_FOUND, "not_found", why));
     };
     Ok(Json(ProviderView::new(upstream, state.store.snapshot().provider_keys(&upstream.id), state.clock.now())))

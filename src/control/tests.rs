@@ -73,9 +73,9 @@ impl Api {
         let router = router(ControlState {
             roots: None,
             store: store.clone(),
-            registry: Arc::new(Registry::build(&BTreeMap::new(), None).unwrap()),
+            registry: Live::new(Registry::build(&BTreeMap::new(), None).unwrap()),
             clock: clock.clone(),
-            keys,
+            keys: Live::new(keys),
             facts: Facts { started_ms: NOW, ..Facts::default() },
             readiness: Readiness::default(),
             tester,

@@ -20,7 +20,7 @@ use crate::ingress::refused::Refused;
 use crate::ingress::{Front, FrontBody};
 use crate::net::ahead::Ahead;
 use crate::net::drain::Watch;
-use crate::net::listener::{self, Handler};
+use crate::net::listener::{self, Handler, Patience};
 use crate::net::sni::{self, Greeting, HANDSHAKE, HELLO_TIMEOUT};
 use crate::provider::Upstream;
 use crate::proxy::{Destination, Inbound};
@@ -51,9 +51,9 @@ impl Front {
                 self.open_tls(tcp, greeting, guest, drain).await;
             }
             Ok(Ok([first, ..])) if first.is_ascii_uppercase() => {
-                let (peer, patience) = (guest.peer, self.parts.patience);
+                let peer = guest.peer;
                 self.families.count(Became::Intercepted);
-                listener::serve(io, false, peer, Arc::new(Inside { front: self, guest }), patience, drain).await;
+                listener::serve(io, false, peer, Arc::new(Inside { front: self, guest }), drain).await;
             }
             _ => self.families.count(Became::Refused),
         }
@@ -107,14 +107,15 @@ impl Front {
         };
         families.count(Became::Intercepted);
         let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        let (peer, patience) = (guest.peer, self.parts.patience);
-        listener::serve(tls, http2, peer, Arc::new(Inside { front: self, guest }), patience, drain).await;
+        let peer = guest.peer;
+        listener::serve(tls, http2, peer, Arc::new(Inside { front: self, guest }), drain).await;
     }
 }
 
 /// Answers what comes out of a connection to one host.
 #[derive(Debug)]
 struct Inside {
+    /// Who has opened it.
     front: Arc<Front>,
     guest: Guest,
 }
@@ -122,20 +123,43 @@ struct Inside {
 impl Handler for Inside {
     type Body = FrontBody;
 
-    async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<FrontBody> {
+    fn handle(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> impl Future<Output = Response<FrontBody>> + Send + use<> {
+        Arc::clone(self).answer(request, peer)
+    }
+
+    fn patience(&self) -> Patience {
+        self.front.parts.patience
+    }
+}
+
+impl Inside {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<FrontBody> {
+        let front = self.front.successor();
         if request.method() == Method::CONNECT {
-            return self.front.refuse(&Refused::Inside, peer);
+            return front.refuse(&Refused::Inside, peer);
         }
         let (mut parts, body) = request.into_parts();
         if let Err(refused) = self.guest.check_names(&parts) {
-            return self.front.refuse(&refused, peer);
+            return front.refuse(&refused, peer);
         }
+        // The host may be another provider's by now, or nobody's.
+        let upstream = match Arc::ptr_eq(&front, &self.front) {
+            true => Some(Arc::clone(&self.guest.upstream)),
+            false => front.proxy.registry().by_host(&self.guest.host),
+        };
+        let Some(upstream) = upstream else {
+            return front.refuse(&Refused::Denied { host: self.guest.host.to_string() }, peer);
+        };
         if let Some(identity) = &self.guest.identity {
             parts.headers.insert(PROXY_AUTHORIZATION, identity.clone());
         }
         let path = self.guest.path(&parts);
-        let destination = Destination::Provider(Arc::clone(&self.guest.upstream));
-        self.front.proxy.answer(Inbound { parts, body, peer, destination, path }).await.map(FrontBody::Answer)
+        let destination = Destination::Provider(upstream);
+        front.proxy.answer(Inbound { parts, body, peer, destination, path }).await.map(FrontBody::Answer)
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a client came in, and what that says of where its request goes.
 //!
-//! Owns the reading of the request's target and [`Front`], who stands at the proxy port and tells the ways in apart;
+//! Owns the reading of the request's target and [`Front`], who stands at the proxy [`Port`] and tells the ways in apart;
 //! leaves everything after to [`proxy`](crate::proxy).
 //!
 //! | first words | way | module |
@@ -23,10 +23,11 @@ mod transparent;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Method, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -49,12 +50,18 @@ use self::metrics::Families;
 use self::section::ConnectSection;
 pub use self::transparent::Loops;
 
+/// The proxy port: each request is answered by the [`Front`] that stands there when it comes. A changed configuration
+/// puts another one there; requests that are open end with the one they began with.
+#[derive(Debug)]
+pub struct Port(ArcSwap<Front>);
+
 /// Who stands at the proxy port.
 #[derive(Debug)]
 pub struct Front {
     proxy: Proxy,
     parts: FrontParts,
     families: Families,
+    port: Weak<Port>,
 }
 
 /// What a [`Front`] is made of, besides the [`Proxy`] behind it.
@@ -80,24 +87,61 @@ pub struct FrontParts {
     pub drain: Arc<Drain>,
 }
 
-impl Front {
-    /// Before `proxy`.
+impl Port {
+    /// With a front before `proxy`.
     #[must_use]
-    pub fn new(proxy: Proxy, parts: FrontParts) -> Self {
+    pub fn new(proxy: Proxy, parts: FrontParts) -> Arc<Self> {
         let families = Families::new(&parts.metrics);
-        Self { proxy, parts, families }
+        Arc::new_cyclic(|port| Self(ArcSwap::from_pointee(Front { proxy, parts, families, port: port.clone() })))
+    }
+
+    /// Puts another front there, made from the one that stands there now.
+    pub fn replace(&self, change: impl FnOnce(&Proxy, FrontParts) -> (Proxy, FrontParts)) {
+        let before = self.front();
+        let (proxy, parts) = change(&before.proxy, before.parts.clone());
+        let (families, port) = (before.families.clone(), before.port.clone());
+        self.0.store(Arc::new(Front { proxy, parts, families, port }));
+    }
+
+    /// Who stands there.
+    #[must_use]
+    pub fn front(&self) -> Arc<Front> {
+        self.0.load_full()
     }
 
     /// Closes connections nobody uses; called now and then by the worker that owns them.
     pub fn sweep(&self) {
-        self.proxy.sweep();
+        self.front().proxy.sweep();
     }
 }
 
-impl Handler for Front {
+impl Handler for Port {
     type Body = FrontBody;
 
-    async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<FrontBody> {
+    fn handle(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> impl Future<Output = Response<FrontBody>> + Send + use<> {
+        self.front().answer(request, peer)
+    }
+
+    fn patience(&self) -> Patience {
+        self.0.load().parts.patience
+    }
+
+    async fn greet(self: Arc<Self>, io: Ahead<TcpStream>, peer: SocketAddr, drain: Watch) {
+        self.front().open_named(io, peer, drain).await;
+    }
+}
+
+impl Front {
+    /// Who stands at the port now.
+    fn successor(self: &Arc<Self>) -> Arc<Self> {
+        self.port.upgrade().map_or_else(|| Arc::clone(self), |port| port.front())
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<FrontBody> {
         if request.method() == Method::CONNECT {
             return Box::pin(self.connect(request, peer)).await;
         }
@@ -106,10 +150,6 @@ impl Handler for Front {
             return Box::pin(self.absolute(request, peer)).await;
         }
         reverse::answer(&self.proxy, request, peer).await.map(FrontBody::Answer)
-    }
-
-    async fn greet(self: Arc<Self>, io: Ahead<TcpStream>, peer: SocketAddr, drain: Watch) {
-        self.open_named(io, peer, drain).await;
     }
 }
 

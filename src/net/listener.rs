@@ -29,12 +29,16 @@ pub trait Handler: Send + Sync + 'static {
     /// The body of its answers.
     type Body: Body<Data = bytes::Bytes, Error = BoxError> + Send + 'static;
 
-    /// The answer to `request` from `peer`. Dropped when the client leaves before it is ready.
+    /// The answer to `request` from `peer`. Dropped when the client leaves before it is ready. What it needs of `self`
+    /// it takes along, so that a handler can give each request to whoever is in charge then.
     fn handle(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         request: Request<Incoming>,
         peer: SocketAddr,
-    ) -> impl Future<Output = Response<Self::Body>> + Send;
+    ) -> impl Future<Output = Response<Self::Body>> + Send + use<Self>;
+
+    /// How patient it is with a connection that is new.
+    fn patience(&self) -> Patience;
 
     /// Takes over a connection that begins with TLS; unless said otherwise it is closed.
     fn greet(self: Arc<Self>, io: Ahead<TcpStream>, peer: SocketAddr, drain: Watch) -> impl Future<Output = ()> + Send {
@@ -68,8 +72,8 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 /// Accepts until dropped. Each connection runs in a task of its own, which holds a watch of `drain` until it ends.
-pub async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>, patience: Patience, drain: &Drain) {
-    accept_each(listener, drain, |tcp, peer, drain| connection(tcp, peer, Arc::clone(&handler), patience, drain)).await;
+pub async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>, drain: &Drain) {
+    accept_each(listener, drain, |tcp, peer, drain| connection(tcp, peer, Arc::clone(&handler), drain)).await;
 }
 
 /// The same, for connections that `serve` makes something of.
@@ -108,13 +112,8 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }
 
-async fn connection<H: Handler>(
-    tcp: TcpStream,
-    peer: SocketAddr,
-    handler: Arc<H>,
-    patience: Patience,
-    mut drain: Watch,
-) {
+async fn connection<H: Handler>(tcp: TcpStream, peer: SocketAddr, handler: Arc<H>, mut drain: Watch) {
+    let patience = handler.patience();
     let mut io = Ahead::new(Vec::new(), tcp);
     let sniffed = tokio::select! {
         sniffed = tokio::time::timeout(patience.header_timeout, sniff(&mut io)) => sniffed,
@@ -140,12 +139,13 @@ async fn has_closed(drain: &mut Watch) {
 
 /// Serves a connection that is open already: HTTP/2 where that was agreed on, else what its first bytes say, which is
 /// HTTP and nothing else. Resolves when it has ended.
-pub async fn serve<S, H>(io: S, http2: bool, peer: SocketAddr, handler: Arc<H>, patience: Patience, drain: Watch)
+pub async fn serve<S, H>(io: S, http2: bool, peer: SocketAddr, handler: Arc<H>, drain: Watch)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Handler,
 {
     let mut io = Ahead::new(Vec::new(), io);
+    let patience = handler.patience();
     let service = PerConnection { handler, peer, leaving: drain.glance() };
     if http2 {
         return Box::pin(serve_http2(io, service, drain)).await;
@@ -214,12 +214,12 @@ impl<H: Handler> Service<Request<Incoming>> for PerConnection<H> {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let handler = Arc::clone(&self.handler);
-        let peer = self.peer;
-        if self.leaving.has_begun() && request.version() < Version::HTTP_2 {
-            return Box::pin(async move { Ok(last(handler.handle(request, peer).await)) });
+        let is_last = self.leaving.has_begun() && request.version() < Version::HTTP_2;
+        let answering = self.handler.handle(request, self.peer);
+        if is_last {
+            return Box::pin(async move { Ok(last(answering.await)) });
         }
-        Box::pin(async move { Ok(handler.handle(request, peer).await) })
+        Box::pin(async move { Ok(answering.await) })
     }
 }
 

@@ -201,7 +201,10 @@ impl Proxy {
     /// A proxy with connections of its own: one for each worker, since a connection lives on one runtime.
     #[must_use]
     pub fn new(parts: ProxyParts, shared: &Shared, drain: Arc<Drain>) -> Self {
-        let books = Arc::clone(&shared.books);
+        Self::of_books(parts, Arc::clone(&shared.books), drain)
+    }
+
+    fn of_books(parts: ProxyParts, books: Arc<Books>, drain: Arc<Drain>) -> Self {
         let lane = |upstream: &Arc<Upstream>| {
             let lane = Lane {
                 upstream: Arc::clone(upstream),
@@ -212,6 +215,15 @@ impl Proxy {
         };
         let lanes = parts.registry.iter().map(lane).collect();
         Self { parts, lanes, further: Mutex::default(), books, drain }
+    }
+
+    /// Another one of a changed configuration, which counts and records in the same places.
+    #[must_use]
+    pub fn again(&self, change: impl FnOnce(&mut ProxyParts)) -> Self {
+        let mut parts = self.parts.clone();
+        change(&mut parts);
+        self.books.set_access_log(parts.access_log);
+        Self::of_books(parts, Arc::clone(&self.books), Arc::clone(&self.drain))
     }
 
     /// The lane to `upstream`, which may be at another host than its provider's configured one.

@@ -41,7 +41,7 @@ pub(super) struct Books {
     pub(super) families: Families,
     unpriced: Unpriced,
     counting: SyncSender<Box<Closed>>,
-    access_log: bool,
+    access_log: AtomicBool,
     cut: AtomicBool,
 }
 
@@ -137,10 +137,14 @@ impl Books {
             families,
             unpriced: Unpriced::new(parts.store.events().clone()),
             counting,
-            access_log: parts.access_log,
+            access_log: AtomicBool::new(parts.access_log),
             cut: AtomicBool::new(false),
         };
         Ok((books, thread))
+    }
+
+    pub(super) fn set_access_log(&self, on: bool) {
+        self.access_log.store(on, Ordering::Relaxed);
     }
 
     /// See [`Shared::cut`](super::Shared::cut).
@@ -338,7 +342,7 @@ impl Closed {
             open.entry.status = CLIENT_CLOSED;
         }
         open.metrics.record(&open.entry);
-        if open.books.access_log {
+        if open.books.access_log.load(Ordering::Relaxed) {
             access_line(&open.entry);
         }
         // A full queue is counted and logged by the ledger; the answer is not ours to break for it.

@@ -316,6 +316,17 @@ impl Store {
         &self.inner.dir
     }
 
+    /// Takes the system keys that the environment brings, and the prices of the configuration, in place of those so
+    /// far; in force once this returns.
+    ///
+    /// # Errors
+    /// When the store is closed or has too much to do.
+    pub async fn adopt(&self, keys: Vec<EnvironmentKey>, prices: PriceTable) -> Result<(), StoreError> {
+        let (reply, done) = oneshot::channel();
+        self.shared.command(Command::Adopt(Box::new((keys, Arc::new(prices))), reply))?;
+        done.await.map_err(|_| StoreError::Closed)
+    }
+
     /// How the store is doing.
     #[must_use]
     pub fn health(&self) -> StoreHealth {
@@ -671,9 +682,7 @@ fn first_snapshot(
     let mut snapshot = build_snapshot(loaded, None, watch);
     snapshot.lay_prices(prices);
     let at = Moment::of(clock);
-    for key in environment_keys {
-        snapshot.put_provider_key(Arc::new(ProviderKeyState::of_environment(key, at.wall_ms)));
-    }
+    snapshot.put_environment_keys(environment_keys, at);
     snapshot.index();
     for state in snapshot.all_provider_keys() {
         state.stats.health.resume(&state.record, at.now, at.wall_ms);

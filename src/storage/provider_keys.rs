@@ -199,6 +199,11 @@ impl ProviderKeyState {
         Self { environment: true, ..Self::new(record, secret, scope, Arc::default()) }
     }
 
+    /// True when both hold the same secret.
+    pub(super) fn has_secret_of(&self, other: &Self) -> bool {
+        *self.secret.load() == *other.secret.load()
+    }
+
     /// The id entries name it by; `None` for a key of the environment.
     #[must_use]
     pub fn stored_id(&self) -> Option<KeyId> {

@@ -15,10 +15,12 @@ use crate::audit::{Act, Note};
 use crate::clock::{Clock, Nanos};
 use crate::entry::Entry;
 use crate::metrics::Metrics;
+use crate::pricing::PriceTable;
 
 use super::audit::View;
 use super::backup;
 use super::block::Packed;
+use super::provider_keys::EnvironmentKey;
 use super::records::{Request, Stored};
 use super::reservations::{Reservations, Slot};
 use super::snapshot::Snapshot;
@@ -54,6 +56,8 @@ pub(super) struct LedgerTrees {
 /// What handles ask of the writer.
 #[derive(Debug)]
 pub(super) enum Command {
+    /// Take what the environment and the configuration say now.
+    Adopt(Box<(Vec<EnvironmentKey>, Arc<PriceTable>)>, oneshot::Sender<()>),
     /// Append a record to the audit log.
     Audit(Box<Note>, oneshot::Sender<Result<(), StoreError>>),
     /// Change a record, as part of an act.

@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
 use crate::id::KeyId;
+use crate::limit::Moment;
 use crate::pool::Pool;
 use crate::pricing::{PriceRecord, PriceTable};
 use crate::virtual_key::DigestKey;
 
 use super::named::{Kind, Named, NamedState};
-use super::provider_keys::{PoolState, ProviderKeyState, Tiers};
+use super::provider_keys::{EnvironmentKey, PoolState, ProviderKeyState, Tiers};
 use super::scopes::{KeyState, Scopes};
 
 /// Everything the request path needs, as of one moment. Never changed in place, but for the atomics in it.
@@ -129,6 +130,27 @@ impl Snapshot {
     /// Puts a key in, or in the place of the one of its id; [`Snapshot::index`] is to follow.
     pub(super) fn put_provider_key(&mut self, state: Arc<ProviderKeyState>) {
         self.provider_keys.insert(state.record.id, state);
+    }
+
+    /// Puts the keys of the environment in place of those so far; [`Snapshot::index`] is to follow. One that is as it
+    /// was goes on as it was.
+    pub(super) fn put_environment_keys(&mut self, keys: Vec<EnvironmentKey>, at: Moment) {
+        let mut before = HashMap::new();
+        self.provider_keys.retain(|id, state| {
+            if state.environment {
+                before.insert(*id, Arc::clone(state));
+            }
+            !state.environment
+        });
+        for key in keys {
+            let new = ProviderKeyState::of_environment(key, at.wall_ms);
+            let known = before.remove(&new.record.id).filter(|known| known.has_secret_of(&new));
+            let state = known.unwrap_or_else(|| {
+                new.stats.health.resume(&new.record, at.now, at.wall_ms);
+                Arc::new(new)
+            });
+            self.put_provider_key(state);
+        }
     }
 
     /// Takes a key out; [`Snapshot::index`] is to follow.

@@ -29,6 +29,7 @@ mod prices;
 mod provider_keys;
 mod redirect;
 mod refusals;
+mod reload;
 mod reverse;
 mod sdk;
 mod stream;

@@ -27,7 +27,8 @@ use tokio::sync::oneshot;
 use crate::audit::Act;
 use crate::clock::Nanos;
 use crate::id::{KeyId, ScopeId};
-use crate::limit::{SavedRates, Watch};
+use crate::limit::{Moment, SavedRates, Watch};
+use crate::pricing::PriceTable;
 
 use super::audit::Log;
 use super::block::Packed;
@@ -36,6 +37,7 @@ use super::engine::{Engine, EngineError, Tree};
 use super::journal::Journal;
 use super::load::{Manifest, Start, audit_row, walk};
 use super::lock::DirLock;
+use super::provider_keys::EnvironmentKey;
 use super::records::{Edit, Request, Stored};
 use super::recover::{self, Layout, Opened};
 use super::rollup::Rollup;
@@ -369,6 +371,10 @@ impl Writer {
         let (mut changes, mut exports, mut flushes, mut notes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         while let Ok(command) = self.commands.try_recv() {
             match command {
+                Command::Adopt(ground, reply) => {
+                    self.adopt(*ground);
+                    answer(reply, ());
+                }
                 Command::Audit(note, reply) => notes.push((*note, reply)),
                 Command::Change(request, act, reply) => changes.push((request, act, reply)),
                 Command::Close => {}
@@ -382,6 +388,14 @@ impl Writer {
             answer(reply, self.export());
         }
         flushes
+    }
+
+    /// Nothing of it is stored: it is said again at each start.
+    fn adopt(&self, (keys, prices): (Vec<EnvironmentKey>, Arc<PriceTable>)) {
+        let mut next = Snapshot::clone(&self.shared.snapshot.load());
+        next.lay_prices(&prices);
+        next.put_environment_keys(keys, Moment::of(&self.shared.clock));
+        self.publish(next);
     }
 
     /// Commits all changes asked for as one; each is answered once it is durable and published. Their records reach the
