@@ -24,7 +24,7 @@
 //! It does not refill: it is an amount in a window of the calendar, see `amount`.
 
 mod amount;
-mod in_flight;
+mod consumption;
 mod outputs;
 mod permit;
 mod rate;
@@ -39,7 +39,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, Nanos};
 
-pub use amount::{Consumption, Measure, SavedAmount};
+pub use amount::SavedAmount;
+pub use consumption::{Consumption, Measure};
 pub use outputs::Outputs;
 pub use permit::Permit;
 pub use refused::{Kind, Refused};

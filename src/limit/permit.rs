@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use super::amount::{Consumption, Held};
+use super::amount::Held;
+use super::consumption::Consumption;
 use super::report::Report;
-use super::scope::{Scope, Settlement};
+use super::scope::{Scope, Settlement, Taken};
 use super::{Moment, Refused};
 use crate::clock::Nanos;
 use crate::id::ScopeId;
@@ -22,39 +23,17 @@ use crate::id::ScopeId;
 #[must_use = "dropping a permit ends its request's place in flight"]
 pub struct Permit {
     holds: Vec<Hold>,
+    /// What it holds of the amounts, those of one scope after the other.
+    held: Vec<Held>,
     reserved: Consumption,
     end: Settlement,
 }
 
-/// One scope's part of a permit. Dropped before the permit has it, it undoes itself: a later limit has refused.
+/// One scope's part of a permit.
 #[derive(Debug)]
-pub(super) struct Hold {
+struct Hold {
     scope: Arc<Scope>,
-    pub(super) taken: Taken,
-    end: Settlement,
-}
-
-/// What is taken of a scope, beside the place in flight.
-#[derive(Debug, Default)]
-pub(super) struct Taken {
-    /// Nanoseconds taken of each cell at the weights of that moment: what must go back even if the limit has changed.
-    pub(super) rpm: u64,
-    pub(super) tpm: u64,
-    pub(super) tokens: u64,
-    pub(super) amounts: Vec<Held>,
-}
-
-impl Hold {
-    /// Of a place in flight that is taken.
-    pub(super) fn new(scope: Arc<Scope>) -> Self {
-        Self { scope, taken: Taken::default(), end: Settlement::Refund }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.scope.settle(&mut self.taken, self.end);
-    }
+    taken: Taken,
 }
 
 impl Permit {
@@ -64,23 +43,26 @@ impl Permit {
     /// [`Refused`] when a limit has no room for it. Of several, the one that waiting does not help against, else the one
     /// to wait longest for: who retries when told to should not be refused again by the next.
     pub fn reserve(scopes: &[Arc<Scope>], at: Moment, need: Consumption) -> Result<Self, Box<Refused>> {
-        let mut holds = Vec::with_capacity(scopes.len());
+        let holds = Vec::with_capacity(scopes.len());
+        // Dropped on the way, it gives back what the scopes before gave.
+        let mut permit = Self { holds, held: Vec::new(), reserved: need, end: Settlement::Refund };
         for scope in scopes {
             // Nobody asks how many requests a user has open who is held to nothing.
             if scope.is_unlimited() && matches!(scope.id(), ScopeId::Plan(_) | ScopeId::Team(_) | ScopeId::User(_)) {
                 continue;
             }
-            match scope.reserve(at, &need) {
-                Ok(hold) => holds.push(hold),
+            match scope.reserve(at, &need, &mut permit.held) {
+                Ok(taken) => permit.holds.push(Hold { scope: Arc::clone(scope), taken }),
                 Err(met) => {
-                    // Given back before the others are asked, so that they tell what is free without this request.
-                    drop(holds);
+                    // Before the others are asked, so that they tell what is free without this request.
+                    drop(permit);
                     let longest = refusal(scopes, at, &need);
                     return Err(Box::new(longest.unwrap_or_else(|| scope.refused(met, at, &need))));
                 }
             }
         }
-        Ok(Self { holds, reserved: need, end: Settlement::Keep })
+        permit.end = Settlement::Keep;
+        Ok(permit)
     }
 
     /// Why [`Permit::reserve`] would refuse now; takes nothing, and tells nobody.
@@ -101,9 +83,11 @@ impl Permit {
     /// [`Refused`] when a limit has no room for it. What the scopes before it gave stays reserved until the permit ends,
     /// which a request that gets no more does at once.
     pub fn grow(&mut self, at: Moment, more: Consumption) -> Result<(), Box<Refused>> {
-        for hold in &mut self.holds {
-            let Hold { scope, taken, .. } = hold;
-            scope.grow(taken, at, &more).map_err(|met| Box::new(scope.refused(met, at, &more)))?;
+        let mut rest = &mut *self.held;
+        for Hold { scope, taken } in &mut self.holds {
+            let (held, others) = rest.split_at_mut(taken.amounts);
+            scope.grow(taken, held, at, &more).map_err(|met| Box::new(scope.refused(met, at, &more)))?;
+            rest = others;
         }
         self.reserved = self.reserved.plus(&more);
         Ok(())
@@ -128,8 +112,11 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        for hold in &mut self.holds {
-            hold.end = self.end;
+        let mut rest = &*self.held;
+        for Hold { scope, taken } in &self.holds {
+            let (held, others) = rest.split_at(taken.amounts);
+            scope.settle(taken, held, self.end);
+            rest = others;
         }
     }
 }

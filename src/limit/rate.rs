@@ -31,7 +31,9 @@ pub(super) const MAX_DEBT_MINUTES: u64 = 10;
 
 /// The TAT of one rate; 0 is "never used". Outlives changes of the limit. Clones share it.
 ///
-/// `Relaxed` everywhere: the number is the whole state, nothing else is published through it.
+/// It is read by anybody at any time, and changed under the lock of its scope only, which is why a store suffices:
+/// [`Rate::take`], [`Rate::settle`], [`Rate::restore`] and [`Cell::undo`] are for who holds that lock. `Relaxed`
+/// everywhere: the number is the whole state, nothing else is published through it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cell(Arc<AtomicU64>);
 
@@ -41,9 +43,7 @@ impl Cell {
     }
 
     fn update(&self, f: impl Fn(Nanos) -> Nanos) {
-        let always = |tat| Some(f(tat));
-        // Cannot fail: the closure never declines.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, always);
+        self.0.store(f(self.get()), Ordering::Relaxed);
     }
 
     /// Takes back `taken` nanoseconds as if they had never been: what lies before now is refilled already, so no floor
@@ -62,14 +62,10 @@ impl StateStore for Cell {
     where
         F: Fn(Option<GovernorNanos>) -> Result<(T, GovernorNanos), E>,
     {
-        let mut before = self.get();
-        loop {
-            let (answer, after) = f((before != 0).then(|| before.into()))?;
-            match self.0.compare_exchange_weak(before, after.into(), Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Ok(answer),
-                Err(changed) => before = changed,
-            }
-        }
+        let before = self.get();
+        let (answer, after) = f((before != 0).then(|| before.into()))?;
+        self.0.store(after.into(), Ordering::Relaxed);
+        Ok(answer)
     }
 }
 

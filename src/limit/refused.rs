@@ -9,7 +9,7 @@ use crate::clock::rfc3339;
 use crate::id::ScopeId;
 use crate::policy::{Counts, Per};
 
-use super::amount::Measure;
+use super::consumption::Measure;
 
 /// A kind of limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

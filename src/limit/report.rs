@@ -2,14 +2,14 @@
 //!
 //! Owns [`Report`]s; leaves the figures to `rate` and `amount`, and their wording to [`Refused`].
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::id::ScopeId;
 use crate::policy::Shadow;
 
 use super::Moment;
-use super::amount::{Consumption, Standing};
+use super::amount::Standing;
+use super::consumption::Consumption;
 use super::rate::Wait;
 use super::refused::{Kind, Refused};
 use super::scope::Scope;
@@ -53,24 +53,30 @@ impl Scope {
     /// The largest share used of any limit, 0.0 to 1.0 and beyond when in debt; 0.0 without limits.
     #[must_use]
     pub fn share_used(&self, at: Moment) -> f64 {
-        let in_force = self.in_force.load();
+        let in_force = self.in_force();
         let rates = [&in_force.rpm, &in_force.tpm].into_iter().flatten().map(|rate| (rate.used(at.now), rate.limit()));
-        let open = in_force.policy.limits.max_in_flight.map(|max| (self.in_flight.get(), max));
-        let amounts = in_force.amounts.iter().map(|(terms, amount)| {
+        let open = in_force.policy.limits.max_in_flight.map(|max| (self.in_flight(), max));
+        let known = rates.chain(open).map(|(used, limit)| share(used, limit)).fold(0.0, f64::max);
+        // Most keys have none, and this is asked of every key at every choice.
+        if !in_force.policy.holds_amounts() {
+            return known;
+        }
+        let mut amounts = self.amounts();
+        let amounts = amounts.list.iter_mut().map(|amount| {
             let Standing { used, reserved, .. } = amount.standing(at.wall_ms);
-            (used.saturating_add(reserved), terms.limit)
+            share(used.saturating_add(reserved), amount.terms.limit)
         });
-        rates.chain(open).chain(amounts).map(|(used, limit)| share(used, limit)).fold(0.0, f64::max)
+        amounts.fold(known, f64::max)
     }
 
     /// Every limit, as it stands for a request of this need.
     #[must_use]
     pub fn report(&self, at: Moment, need: &Consumption) -> Vec<Report> {
-        let in_force = self.in_force.load();
+        let in_force = self.in_force();
         let tokens = need.counted(in_force.policy.limits.tpm_counts);
         let rates = [
-            (Kind::Rpm, Shadow::Rpm, in_force.rpm.as_ref(), 1, self.in_flight.get()),
-            (Kind::Tpm, Shadow::Tpm, in_force.tpm.as_ref(), tokens, self.reserved.load(Ordering::Relaxed)),
+            (Kind::Rpm, Shadow::Rpm, in_force.rpm.as_ref(), 1, self.in_flight()),
+            (Kind::Tpm, Shadow::Tpm, in_force.tpm.as_ref(), tokens, self.tokens_reserved()),
         ];
         let rates = rates.into_iter().filter_map(|(limit, shadow, rate, needed, held)| {
             let rate = rate?;
@@ -86,7 +92,7 @@ impl Scope {
             ))
         });
         let open = in_force.policy.limits.max_in_flight.map(|max| {
-            let open = self.in_flight.get();
+            let open = self.in_flight();
             let wait = (open >= max).then_some(if max == 0 { Wait::Never } else { Wait::For(IN_FLIGHT_RETRY) });
             (Kind::InFlight, max, open, open, 1, wait, in_force.is_shadow(Shadow::MaxInFlight))
         });
@@ -100,8 +106,10 @@ impl Scope {
             });
             Report { scope: self.id().clone(), limit, value, used, reserved, needed, refusal, shadow, resets_ms: None }
         });
-        let amounts = in_force.amounts.iter().map(|(terms, amount)| {
+        let mut amounts = self.amounts();
+        let amounts = amounts.list.iter_mut().map(|amount| {
             let Standing { used, reserved, end_ms } = amount.standing(at.wall_ms);
+            let terms = &amount.terms;
             let (limit, value, needed) = (Kind::of(terms), terms.limit, terms.measure.of(need));
             let resets_ms = (end_ms != u64::MAX).then_some(end_ms);
             let over = needed > 0 && used.saturating_add(reserved).saturating_add(needed) > value;

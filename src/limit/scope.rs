@@ -3,8 +3,8 @@
 //! Owns taking from all of its limits or from none, and what outlives the process; leaves the arithmetic to `rate` and
 //! `amount`, what is said of them to `report`, and several scopes at once to [`super::Permit`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
@@ -12,9 +12,8 @@ use crate::clock::Nanos;
 use crate::id::ScopeId;
 use crate::policy::{Limits, Policy, Shadow};
 
-use super::amount::{Amount, Consumption, Held, Measure, SavedAmount, Terms};
-use super::in_flight::InFlight;
-use super::permit::{Hold, Taken};
+use super::amount::{Amount, Amounts, Held, SavedAmount, Terms};
+use super::consumption::{Consumption, Measure};
 use super::rate::{Cell, MAX_DEBT_MINUTES, Rate};
 use super::refused::Kind;
 use super::unknown::Unknown;
@@ -25,12 +24,16 @@ use super::{Moment, RateHeaders, SavedRates};
 #[derive(Debug)]
 pub struct Scope {
     id: ScopeId,
+    /// Whatever of a scope a request changes, it changes under this lock, once at its beginning and once at its end; a
+    /// lock for each limit would send a cache line to and fro between threads for each.
+    amounts: Mutex<Amounts>,
+    /// Requests open. Counted whether or not there is a limit, so that one can be set at any time.
+    in_flight: Gauge,
+    /// Tokens that open requests hold of TPM: for messages only, the cell already counts them.
+    reserved: Gauge,
     rpm: Cell,
     tpm: Cell,
-    pub(super) in_flight: InFlight,
-    /// Tokens that open requests hold of TPM: for messages only, the cell already counts them.
-    pub(super) reserved: AtomicU64,
-    pub(super) in_force: ArcSwap<InForce>,
+    in_force: ArcSwap<InForce>,
     watch: Watch,
 }
 
@@ -40,7 +43,31 @@ pub(super) struct InForce {
     pub(super) policy: Policy,
     pub(super) rpm: Option<Rate>,
     pub(super) tpm: Option<Rate>,
-    pub(super) amounts: Vec<(Terms, Arc<Amount>)>,
+}
+
+/// A figure that is read without the lock and changed under it only.
+#[derive(Debug, Default)]
+struct Gauge(AtomicU64);
+
+impl Gauge {
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn change(&self, _lock: &mut Amounts, by: impl FnOnce(u64) -> u64) {
+        self.0.store(by(self.get()), Ordering::Relaxed);
+    }
+}
+
+/// What a request has taken of a scope, beside a place in flight.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Taken {
+    /// Nanoseconds taken of each cell at the weights of that moment: what must go back even if the limit has changed.
+    rpm: u64,
+    tpm: u64,
+    tokens: u64,
+    /// How many amounts it holds something of.
+    pub(super) amounts: usize,
 }
 
 impl Scope {
@@ -48,9 +75,27 @@ impl Scope {
     #[must_use]
     pub fn new(id: ScopeId, policy: &Policy, watch: Watch) -> Self {
         let (rpm, tpm) = (Cell::default(), Cell::default());
-        let in_force = InForce::new(policy, &rpm, &tpm, |terms| Arc::new(Amount::new(terms, 0)));
-        let (in_flight, reserved) = (InFlight::default(), AtomicU64::new(0));
-        Self { id, rpm, tpm, in_flight, reserved, in_force: ArcSwap::from_pointee(in_force), watch }
+        let mut amounts = Amounts::default();
+        amounts.hold_to(terms(policy), 0);
+        Self {
+            id,
+            amounts: Mutex::new(amounts),
+            in_flight: Gauge::default(),
+            reserved: Gauge::default(),
+            in_force: ArcSwap::from_pointee(InForce::new(policy, &rpm, &tpm)),
+            rpm,
+            tpm,
+            watch,
+        }
+    }
+
+    /// The lock.
+    pub(super) fn amounts(&self) -> MutexGuard<'_, Amounts> {
+        self.amounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn in_force(&self) -> arc_swap::Guard<Arc<InForce>> {
+        self.in_force.load()
     }
 
     /// Whose it is.
@@ -62,21 +107,16 @@ impl Scope {
     /// Changes the limits from now on. What is used stays used: of a rate, in minutes of refill; of an amount, as long
     /// as window and measure stay. Open permits settle under the new limits. Returns the amounts that are new: they are
     /// to be told what the ledger holds of their windows.
-    pub fn configure(&self, policy: &Policy, wall_ms: u64) -> Unknown {
-        let before = self.in_force.load();
-        let mut unknown = Unknown::default();
-        if before.policy == *policy {
+    pub fn configure(self: &Arc<Self>, policy: &Policy, wall_ms: u64) -> Unknown {
+        let mut unknown = Unknown::none(self);
+        if self.in_force.load().policy == *policy {
             return unknown;
         }
-        let next = InForce::new(policy, &self.rpm, &self.tpm, |terms| {
-            let known = before.amounts.iter().find(|(theirs, _)| theirs.counts_as(terms));
-            known.map(|(_, amount)| Arc::clone(amount)).unwrap_or_else(|| {
-                let amount = Arc::new(Amount::new(terms, wall_ms));
-                unknown.0.push((terms.clone(), Arc::clone(&amount)));
-                amount
-            })
-        });
-        self.in_force.store(Arc::new(next));
+        let mut amounts = self.amounts();
+        unknown.ids = amounts.hold_to(terms(policy), wall_ms);
+        // Under the lock, so that no request is held to the limits of one policy and the amounts of another.
+        self.in_force.store(Arc::new(InForce::new(policy, &self.rpm, &self.tpm)));
+        drop(amounts);
         unknown
     }
 
@@ -98,6 +138,11 @@ impl Scope {
         self.in_flight.get()
     }
 
+    /// Tokens that open requests hold of TPM.
+    pub(super) fn tokens_reserved(&self) -> u64 {
+        self.reserved.get()
+    }
+
     /// What the `X-RateLimit-*` headers say at `now`.
     #[must_use]
     pub fn remaining(&self, now: Nanos) -> RateHeaders {
@@ -110,33 +155,35 @@ impl Scope {
         }
     }
 
-    /// Admits one request, or takes nothing.
-    pub(super) fn reserve(self: &Arc<Self>, at: Moment, need: &Consumption) -> Result<Hold, Kind> {
-        let in_force = self.in_force.load();
-        let max = in_force.policy.limits.max_in_flight;
-        if self.in_flight.enter(max).is_err() {
-            if !in_force.is_shadow(Shadow::MaxInFlight) {
-                return Err(Kind::InFlight);
-            }
-            self.in_flight.enter_anyway();
-            self.watch.shadowed(&self.id, Kind::InFlight);
+    /// Admits one request, or takes nothing. What is held of the amounts is added to `held`.
+    pub(super) fn reserve(&self, at: Moment, need: &Consumption, held: &mut Vec<Held>) -> Result<Taken, Kind> {
+        let amounts = &mut *self.amounts();
+        let in_force = self.in_force();
+        if in_force.policy.limits.max_in_flight.is_some_and(|max| self.in_flight.get() >= max) {
+            self.over(Kind::InFlight, in_force.is_shadow(Shadow::MaxInFlight))?;
         }
-        // From here on dropping the hold undoes what was taken.
-        let mut hold = Hold::new(Arc::clone(self));
-        let taken = &mut hold.taken;
-        taken.rpm = self.take(&in_force, in_force.rpm.as_ref(), Shadow::Rpm, at.now, 1)?;
+        for amount in &mut amounts.list {
+            if !amount.has_room(at.wall_ms, amount.terms.measure.of(need)) {
+                self.over(Kind::of(&amount.terms), amount.terms.shadow)?;
+            }
+        }
+        let rpm = self.take(&in_force, in_force.rpm.as_ref(), Shadow::Rpm, at.now, 1)?;
         let tokens = need.counted(in_force.policy.limits.tpm_counts);
-        taken.tpm = self.take(&in_force, in_force.tpm.as_ref(), Shadow::Tpm, at.now, tokens)?;
-        taken.tokens = tokens;
-        self.reserved.fetch_add(tokens, Ordering::Relaxed);
-        for (terms, amount) in &in_force.amounts {
-            let held = amount.reserve(terms, at.wall_ms, terms.measure.of(need)).map_err(|_| Kind::of(terms))?;
-            if held.over {
-                self.watch.shadowed(&self.id, Kind::of(terms));
-            }
-            taken.amounts.push(held);
+        let tpm = self.take(&in_force, in_force.tpm.as_ref(), Shadow::Tpm, at.now, tokens);
+        let tpm = tpm.inspect_err(|_| self.rpm.undo(rpm))?;
+        held.extend(amounts.list.iter_mut().map(|amount| amount.reserve(at.wall_ms, amount.terms.measure.of(need))));
+        self.in_flight.change(amounts, |open| open + 1);
+        self.reserved.change(amounts, |reserved| reserved.saturating_add(tokens));
+        Ok(Taken { rpm, tpm, tokens, amounts: amounts.list.len() })
+    }
+
+    /// A limit has no room: it refuses, or counts in shadow that it would.
+    fn over(&self, limit: Kind, shadow: bool) -> Result<(), Kind> {
+        if !shadow {
+            return Err(limit);
         }
-        Ok(hold)
+        self.watch.shadowed(&self.id, limit);
+        Ok(())
     }
 
     fn take(
@@ -148,38 +195,36 @@ impl Scope {
         units: u64,
     ) -> Result<u64, Kind> {
         let Some(rate) = rate else { return Ok(0) };
-        match rate.take(now, units) {
-            Ok(taken) => Ok(taken),
-            Err(_) if in_force.is_shadow(which) => {
-                self.watch.shadowed(&self.id, which.into());
-                Ok(0)
-            }
-            Err(_) => Err(which.into()),
-        }
+        rate.take(now, units).or_else(|_| self.over(which.into(), in_force.is_shadow(which)).map(|()| 0))
     }
 
     /// Reserves `more` tokens and money for a request that is admitted already, or nothing.
-    pub(super) fn grow(&self, hold: &mut Taken, at: Moment, more: &Consumption) -> Result<(), Kind> {
-        let in_force = self.in_force.load();
-        let before: Vec<u64> = hold.amounts.iter().map(Held::reserved).collect();
-        let grown = hold.amounts.iter_mut().try_for_each(|held| match in_force.terms_of(held) {
-            Some(terms) => held.grow(terms, terms.measure.of(more)).map_err(|_| Kind::of(terms)),
-            None => Ok(()),
-        });
-        let tokens = more.counted(in_force.policy.limits.tpm_counts);
-        let taken = grown.and_then(|()| self.take(&in_force, in_force.tpm.as_ref(), Shadow::Tpm, at.now, tokens));
-        match taken {
-            Ok(taken) => {
-                hold.tpm += taken;
-                hold.tokens = hold.tokens.saturating_add(tokens);
-                self.reserved.fetch_add(tokens, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(kind) => {
-                hold.amounts.iter_mut().zip(before).for_each(|(held, before)| held.shrink_to(before));
-                Err(kind)
+    pub(super) fn grow(
+        &self,
+        taken: &mut Taken,
+        held: &mut [Held],
+        at: Moment,
+        more: &Consumption,
+    ) -> Result<(), Kind> {
+        let amounts = &mut *self.amounts();
+        let in_force = self.in_force();
+        for held in &*held {
+            if let Some(amount) = amounts.get(held.id)
+                && !amount.has_more(held, amount.terms.measure.of(more))
+            {
+                self.over(Kind::of(&amount.terms), amount.terms.shadow)?;
             }
         }
+        let tokens = more.counted(in_force.policy.limits.tpm_counts);
+        taken.tpm += self.take(&in_force, in_force.tpm.as_ref(), Shadow::Tpm, at.now, tokens)?;
+        taken.tokens = taken.tokens.saturating_add(tokens);
+        self.reserved.change(amounts, |reserved| reserved.saturating_add(tokens));
+        for held in held {
+            if let Some(amount) = amounts.get(held.id) {
+                amount.grow(held, amount.terms.measure.of(more));
+            }
+        }
+        Ok(())
     }
 
     /// What to write down at `at` for [`Scope::restore`].
@@ -196,6 +241,7 @@ impl Scope {
     /// Takes up what [`Scope::export`] wrote, maybe long ago, maybe under other limits. A wall clock that was set back
     /// makes nobody wait longer than a full limit, and for tokens the largest debt, would.
     pub fn restore(&self, saved: &SavedRates, at: Moment) {
+        let _lock = self.amounts();
         let in_force = self.in_force.load();
         for (rate, until) in [(&in_force.rpm, saved.rpm_until_ns), (&in_force.tpm, saved.tpm_until_ns)] {
             if let (Some(rate), Some(until)) = (rate, until) {
@@ -207,50 +253,68 @@ impl Scope {
     /// The amounts, as far as the ledger has them.
     #[must_use]
     pub fn save_amounts(&self) -> Vec<SavedAmount> {
-        self.in_force.load().amounts.iter().map(|(_, amount)| amount.save()).collect()
+        self.amounts().list.iter().map(Amount::save).collect()
     }
 
     /// Takes up what [`Scope::save_amounts`] gave. Returns the amounts of which nothing was saved.
-    pub fn restore_amounts(&self, saved: &[SavedAmount], wall_ms: u64) -> Unknown {
-        let in_force = self.in_force.load();
-        let known = |amount: &Amount| saved.iter().any(|saved| amount.restore(saved, wall_ms));
-        Unknown(in_force.amounts.iter().filter(|(_, amount)| !known(amount)).cloned().collect())
+    pub fn restore_amounts(self: &Arc<Self>, saved: &[SavedAmount], wall_ms: u64) -> Unknown {
+        let mut unknown = Unknown::none(self);
+        for amount in &mut self.amounts().list {
+            if !saved.iter().any(|saved| amount.restore(saved, wall_ms)) {
+                unknown.ids.push(amount.id);
+            }
+        }
+        unknown
     }
 
     /// Notes that the ledger has an entry of this scope, by the time of the request's arrival.
     pub fn record(&self, time_ms: u64, consumption: &Consumption) {
-        for (_, amount) in &self.in_force.load().amounts {
-            amount.record(time_ms, consumption);
-        }
+        self.amounts().list.iter_mut().for_each(|amount| amount.record(time_ms, consumption));
     }
 
     /// Adds what an entry that is still to be recorded consumed, and no permit of this process was for.
     pub fn charge(&self, time_ms: u64, consumption: &Consumption) {
-        for (_, amount) in &self.in_force.load().amounts {
-            amount.charge(time_ms, consumption);
-        }
+        self.amounts().list.iter_mut().for_each(|amount| amount.charge(time_ms, consumption));
     }
 
     /// Adds a recorded entry that no permit of this process was for.
     pub fn make_up(&self, time_ms: u64, consumption: &Consumption) {
-        for (_, amount) in &self.in_force.load().amounts {
-            amount.make_up(time_ms, consumption);
-        }
+        self.amounts().list.iter_mut().for_each(|amount| amount.make_up(time_ms, consumption));
     }
 
     /// Says that whatever thresholds are passed by now have been told.
     pub fn note_passed(&self, wall_ms: u64) {
-        for (terms, amount) in &self.in_force.load().amounts {
-            amount.note_passed(terms, wall_ms);
-        }
+        self.amounts().list.iter_mut().for_each(|amount| amount.note_passed(wall_ms));
     }
 
-    /// The end of what [`Scope::reserve`] began.
-    pub(super) fn settle(&self, taken: &mut Taken, end: Settlement) {
-        let in_force = self.in_force.load();
+    /// The end of what [`Scope::reserve`] or [`Scope::grow`] began.
+    pub(super) fn settle(&self, taken: &Taken, held: &[Held], end: Settlement) {
+        let mut guard = self.amounts();
+        let amounts = &mut *guard;
+        self.settle_rates(taken, end);
+        self.in_flight.change(amounts, |open| open.saturating_sub(1));
+        self.reserved.change(amounts, |reserved| reserved.saturating_sub(taken.tokens));
+        let mut news = Vec::new();
+        for held in held {
+            // An amount that is held to no longer is counted no longer.
+            let Some(amount) = amounts.get(held.id) else { continue };
+            let actual = match end {
+                Settlement::Keep => None,
+                Settlement::Charge { consumed, .. } => Some(amount.terms.measure.of(&consumed)),
+                Settlement::Refund => Some(0),
+            };
+            news.extend(amount.settle(held, actual));
+        }
+        // Who is told may write it to a slow terminal.
+        drop(guard);
+        news.iter().for_each(|passed| self.watch.passed(&self.id, passed));
+    }
+
+    fn settle_rates(&self, taken: &Taken, end: Settlement) {
         match end {
             Settlement::Keep => {}
             Settlement::Charge { now, consumed } => {
+                let in_force = self.in_force();
                 let tokens = consumed.counted(in_force.policy.limits.tpm_counts);
                 match &in_force.tpm {
                     Some(rate) => rate.settle(now, taken.tpm, tokens),
@@ -263,19 +327,6 @@ impl Scope {
                 self.tpm.undo(taken.tpm);
             }
         }
-        for held in taken.amounts.drain(..) {
-            let terms = in_force.terms_of(&held);
-            let actual = match end {
-                Settlement::Keep => None,
-                Settlement::Charge { consumed, .. } => Some(held.amount().measure().of(&consumed)),
-                Settlement::Refund => Some(0),
-            };
-            if let (Some((percent, standing)), Some(terms)) = (held.settle(actual, terms), terms) {
-                self.watch.passed(&self.id, terms, percent, standing);
-            }
-        }
-        self.reserved.fetch_sub(taken.tokens, Ordering::Relaxed);
-        self.in_flight.leave();
     }
 }
 
@@ -288,24 +339,21 @@ pub(super) enum Settlement {
 }
 
 impl InForce {
-    fn new(policy: &Policy, rpm: &Cell, tpm: &Cell, mut amount: impl FnMut(&Terms) -> Arc<Amount>) -> Self {
-        let budgets = policy.budgets.iter().map(Terms::of_budget);
-        let terms = budgets.chain(policy.quotas.iter().map(Terms::of_quota));
+    fn new(policy: &Policy, rpm: &Cell, tpm: &Cell) -> Self {
         Self {
             policy: policy.clone(),
             rpm: policy.limits.rpm.map(|limit| Rate::new(rpm, limit, 0)),
             tpm: policy.limits.tpm.map(|limit| Rate::new(tpm, limit, MAX_DEBT_MINUTES)),
-            amounts: terms.map(|terms| (terms.clone(), amount(&terms))).collect(),
         }
     }
 
     pub(super) fn is_shadow(&self, which: Shadow) -> bool {
         self.policy.shadow.contains(&which)
     }
+}
 
-    fn terms_of(&self, held: &Held) -> Option<&Terms> {
-        self.amounts.iter().find(|(_, amount)| Arc::ptr_eq(amount, held.amount())).map(|(terms, _)| terms)
-    }
+fn terms(policy: &Policy) -> impl Iterator<Item = Terms> {
+    policy.budgets.iter().map(Terms::of_budget).chain(policy.quotas.iter().map(Terms::of_quota))
 }
 
 impl From<Shadow> for Kind {

@@ -9,7 +9,7 @@ use crate::event::{Events, Kind as EventKind, Severity};
 use crate::id::ScopeId;
 use crate::metrics::Metrics;
 
-use super::amount::{Standing, Terms};
+use super::amount::Passed;
 use super::refused::Kind;
 
 /// Where limits tell. Cloning shares it; the default tells nobody.
@@ -47,15 +47,16 @@ impl Watch {
     }
 
     #[cold]
-    pub(super) fn passed(&self, scope: &ScopeId, terms: &Terms, percent: u8, standing: Standing) {
+    pub(super) fn passed(&self, scope: &ScopeId, passed: &Passed) {
         let Some(told) = &self.0 else { return };
+        let Passed { terms, percent, standing } = passed;
         let (what, per) = (terms.measure.name(), terms.window.per().as_str());
         let (used, limit) = (terms.measure.show(standing.used), terms.measure.show(terms.limit));
         let resets = match standing.end_ms {
             u64::MAX => String::new(),
             end_ms => format!("; it begins anew at {}", rfc3339(end_ms)),
         };
-        let severity = if percent >= 100 { Severity::Error } else { Severity::Warning };
+        let severity = if *percent >= 100 { Severity::Error } else { Severity::Warning };
         let message = format!("{percent} % of the {what} per {per} is used: {used} of {limit}{resets}");
         told.events.emit(EventKind::BudgetThreshold, severity, scope.to_string(), message);
     }
