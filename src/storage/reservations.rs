@@ -6,8 +6,9 @@
 //! A provider charges for what it was asked, whether or not the one who asked lives to see the answer. So before a
 //! request goes upstream, the entry it would have if nobody heard of it again, its estimate as what it consumed, is
 //! written here. That write goes to the page cache: it takes a microsecond, survives the end of this process however that
-//! comes, and reaches the disk together with the journal. The place is cleared when the journal has the request's true
-//! entry. What is found here at a start, and is not in the ledger, is recorded as it stands.
+//! comes, and reaches the disk together with the journal. The place is free when the journal has the request's true
+//! entry: the next request writes over it, and what is not written over is cleared about each second. What is found here at
+//! a start, and is not in the ledger, is recorded as it stands.
 //!
 //! # Form
 //! Places of 2 KB, which never cross a page: `length u16 | form u8 | checksum 8 | entry in postcard`, big-endian. Length 0 is
@@ -18,7 +19,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::entry::{Entry, Outcome};
 use crate::unit::TokensSource;
@@ -47,6 +48,8 @@ pub(super) struct Reservations {
 #[derive(Debug, Default)]
 struct Free {
     slots: Vec<u32>,
+    /// Free too, with an entry in them that the journal has. Used before the others: each is a write less.
+    stale: Vec<u32>,
     /// From here on none was ever used.
     next: u32,
 }
@@ -80,8 +83,9 @@ impl Reservations {
 
     /// A free place; `None` when there are too many open requests.
     pub(super) fn take(&self) -> Option<Slot> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = free.slots.pop() {
+        let mut free = self.free();
+        let slot = free.stale.pop().or_else(|| free.slots.pop());
+        if let Some(slot) = slot {
             return Some(Slot(slot));
         }
         let slot = free.next;
@@ -109,13 +113,30 @@ impl Reservations {
         Ok(())
     }
 
-    /// Makes the place free: its request's entry is in the journal, or it was never sent.
+    /// Makes the place free, since the journal has its request's entry. [`Reservations::tidy`] clears it, if no other
+    /// request has it by then.
+    pub(super) fn release(&self, Slot(slot): Slot) {
+        self.free().stale.push(slot);
+    }
+
+    /// Makes the place free and forgets what is in it, now.
     pub(super) fn clear(&self, Slot(slot): Slot) {
         if let Err(error) = self.file.write_all_at(&[0; 2], offset(slot)) {
             // It stays taken, and the entry is found in the ledger by the next start.
             return tracing::warn!(%error, "a place for an open request cannot be cleared");
         }
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).slots.push(slot);
+        self.free().slots.push(slot);
+    }
+
+    /// Clears what was released and is not in use again. A start looks in the ledger for each entry it finds here; it must
+    /// find it there before the ledger is pruned.
+    pub(super) fn tidy(&self) {
+        let stale = std::mem::take(&mut self.free().stale);
+        stale.into_iter().rev().for_each(|slot| self.clear(Slot(slot)));
+    }
+
+    fn free(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes everything noted survive a power cut.
@@ -181,6 +202,27 @@ mod tests {
         // Free places are used before new ones.
         let next: Vec<u32> = (0..3).map(|_| file.take().unwrap().0).collect();
         assert_eq!(next, [0, 2, 4]);
+    }
+
+    #[test]
+    fn what_is_released_is_written_over_or_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, _) = open(&dir);
+        let slots: Vec<Slot> = (0..3).map(|_| file.take().unwrap()).collect();
+        for (n, slot) in slots.iter().enumerate() {
+            file.note(slot, StoredEntry::of(&entry(n as u64))).unwrap();
+        }
+        slots.into_iter().for_each(|slot| file.release(slot));
+        // The last is taken again, and its new entry stands in for the old.
+        let again = file.take().unwrap();
+        assert_eq!(again, Slot(2));
+        file.note(&again, StoredEntry::of(&entry(9))).unwrap();
+        let found = || open(&dir).1.iter().map(|(_, entry)| entry.time_ms).collect::<Vec<_>>();
+        assert_eq!(found(), [0, 1, 9].map(|n| entry(n).time_ms));
+        file.tidy();
+        assert_eq!(found(), [entry(9).time_ms]);
+        // Cleared ones are free still.
+        assert_eq!(file.take(), Some(Slot(0)));
     }
 
     #[test]

@@ -153,6 +153,8 @@ pub(super) struct Rollup {
     added: HashMap<(u64, Hash), (Cell<'static>, UsageTotals)>,
     /// The cells of the days of late, on disk or not.
     known: HashMap<u64, HashSet<Hash>>,
+    /// Where the last entry went, by day: the next one nearly always goes there too.
+    last: Option<(u64, Hash)>,
 }
 
 impl Rollup {
@@ -176,6 +178,12 @@ impl Rollup {
     fn add_stored(&mut self, engine: Option<&Engine>, entry: &StoredEntry<'_>) -> Result<(), EngineError> {
         let day = entry.time_ms / DAY_MS;
         let mut cell = Cell::of(entry);
+        if let Some((last, totals)) = self.last.filter(|last| last.0 == day).and_then(|last| self.added.get_mut(&last))
+            && *last == cell
+        {
+            totals.add(entry);
+            return Ok(());
+        }
         let mut hash = cell.hash();
         let known = self.known(engine, day)?;
         if known.len() >= CELLS_MAX && !known.contains(&hash) {
@@ -188,6 +196,7 @@ impl Rollup {
             }
         }
         known.insert(hash);
+        self.last = Some((day, hash));
         match self.added.get_mut(&(day, hash)) {
             Some((_, totals)) => totals.add(entry),
             None => {

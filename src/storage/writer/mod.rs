@@ -63,6 +63,8 @@ const PENDING_MAX: usize = 16 << 20;
 const BACKOFF_MIN: Nanos = 100_000_000;
 const BACKOFF_MAX: Nanos = 5_000_000_000;
 const IDLE: Duration = Duration::from_secs(1);
+/// How often places of open requests are cleared that nobody has taken again.
+const TIDY_EVERY: Nanos = 1_000_000_000;
 
 type Reply = oneshot::Sender<Result<Stored, StoreError>>;
 
@@ -110,6 +112,7 @@ struct Due {
     prune: Nanos,
     uses: Nanos,
     recovery: Option<Nanos>,
+    tidy: Nanos,
     /// The journal has to reach the disk.
     sync: Option<Nanos>,
     /// The engine failed.
@@ -176,6 +179,7 @@ impl Writer {
                 prune: now,
                 uses: now.saturating_add(audited::USES_EVERY),
                 recovery: Some(now),
+                tidy: now,
                 sync: None,
                 reopen: now,
                 journal: None,
@@ -578,7 +582,7 @@ impl Writer {
                 *self.uses.entry(id).or_default() += 1;
             }
             if let Some(slot) = slot {
-                self.shared.reservations.clear(slot);
+                self.shared.reservations.release(slot);
             }
             if let Some(done) = done {
                 answer(done, ());
@@ -605,6 +609,10 @@ impl Writer {
     fn periodic(&mut self, closing: bool) {
         let now = self.shared.clock.now();
         self.sync_journal_if_due(now);
+        if closing || now >= self.due.tidy {
+            self.due.tidy = now.saturating_add(TIDY_EVERY);
+            self.shared.reservations.tidy();
+        }
         let result = self.save_if_due(now, closing).and_then(|()| self.prune_if_due(now, closing));
         let result = result.and_then(|()| self.write_recovery_if_due(now, closing));
         self.record_uses_if_due(now, closing);
