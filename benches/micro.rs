@@ -13,9 +13,9 @@ use sidekey::id::{KeyId, ScopeId};
 use sidekey::limit::{Consumption, Moment, Permit, Scope, Watch};
 use sidekey::metrics::Metrics;
 use sidekey::policy::{Limits, Policy};
-use sidekey::pool::{Contender, PoolPolicy, Wish, choose};
+use sidekey::pool::{PoolPolicy, Wish, choose};
 use sidekey::provider::{self, request};
-use sidekey::provider_key::{Left, ModelTag, Origin, ProviderKey, Room, Standing};
+use sidekey::provider_key::{Left, ModelTag, Origin, OriginTag, ProviderKey, Room, Standing};
 use sidekey::secret::Secret;
 use sidekey::storage::{MasterKeyInputs, ProviderKeyState, Store, StoreOptions, StoreSection};
 use sidekey::tally::{Observer, Wire};
@@ -209,20 +209,18 @@ fn choice(c: &mut Criterion) {
             let left = Left { limit: 10_000_000, remaining: 9_999_000, full_in: std::time::Duration::from_secs(3600) };
             key.stats.health.learned.note(clock.now(), tag, Room { requests: Some(left), tokens: Some(left) });
         }
-        let tried: Vec<KeyId> = Vec::new();
+        let (tried, origin) = (Vec::<KeyId>::new(), OriginTag::of(ORIGIN));
         for policy in [PoolPolicy::LeastUsed, PoolPolicy::RoundRobin, PoolPolicy::Random] {
             group.bench_function(format!("{policy}/{name}"), |b| {
                 b.iter(|| {
                     let at = Moment::of(&clock);
                     let wish = Wish { now: at.now, tag, tokens: 100, stick: None, seed: at.now };
                     let usable = |key: &ProviderKeyState| {
-                        key.is_enabled()
-                            && key.record.bound_to == black_box(ORIGIN)
-                            && key.pays_for(Some("gpt-4o-mini"))
-                            && !tried.contains(&key.record.id)
+                        key.is_for(black_box(origin), Some("gpt-4o-mini"))
+                            && (tried.is_empty() || !tried.contains(&key.record.id))
                     };
                     let contenders = keys.iter().enumerate().filter(|(_, key)| usable(key));
-                    choose(policy, &wish, contenders.map(|(index, key)| (index, contender(key, at)))).expect("a key")
+                    choose(policy, &wish, contenders.map(|(index, key)| (index, key.contender(at)))).expect("a key")
                 });
             });
         }
@@ -230,12 +228,6 @@ fn choice(c: &mut Criterion) {
         store.close();
     }
     group.finish();
-}
-
-fn contender(key: &ProviderKeyState, at: Moment) -> Contender<'_> {
-    #[expect(clippy::cast_possible_truncation, reason = "a ratio for comparing keys, not an account")]
-    let share = if key.scope.is_unlimited() { 0.0 } else { key.scope.share_used(at) as f32 };
-    Contender { id: key.record.id, health: &key.stats.health, weight: key.record.weight, share }
 }
 
 criterion_group!(benches, key_check, limits, sniff, observe, choice);

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Nanos;
 use crate::id::KeyId;
-use crate::provider_key::{Health, ModelTag};
+use crate::provider_key::{Health, Look, ModelTag};
 
 /// Who goes first among equals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -127,14 +127,18 @@ pub fn choose<'a>(
     let (mut last_turn, mut last_pass, mut lightest) = (0, 0, MAX_WEIGHT);
     for (index, contender) in contenders {
         let health = contender.health;
-        if !health.is_usable(wish.now) || health.learned.rests_until(wish.tag) > wish.now {
+        if !health.is_usable(wish.now) {
+            continue;
+        }
+        let look = health.learned.look(wish.now, wish.tag, wish.tokens);
+        if look.rests_until > wish.now {
             continue;
         }
         let (turn, pass) = health.turns();
         last_turn = last_turn.max(turn);
         last_pass = last_pass.max(pass);
         lightest = lightest.min(contender.weight.max(1));
-        let rank = rank(policy, wish, &contender, turn, pass);
+        let rank = rank(policy, wish, &contender, &look, (turn, pass));
         if best.as_ref().is_none_or(|(first, ..)| rank < *first) {
             best = Some((rank, index, contender));
         }
@@ -151,15 +155,15 @@ pub fn choose<'a>(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank(bool, u64, u64, u64);
 
-fn rank(policy: PoolPolicy, wish: &Wish, contender: &Contender<'_>, turn: u64, pass: u64) -> Rank {
+fn rank(policy: PoolPolicy, wish: &Wish, contender: &Contender<'_>, look: &Look, (turn, pass): (u64, u64)) -> Rank {
     let Contender { id, health, share: own, .. } = contender;
-    let crowded = *own >= 1.0 || !health.learned.has_room(wish.now, wish.tag, wish.tokens);
+    let crowded = *own >= 1.0 || !look.has_room;
     if let Some(stick) = wish.stick {
         return Rank(crowded, !mix(stick ^ u64::from_be_bytes(*id.as_bytes())), 0, 0);
     }
     match policy {
         PoolPolicy::LeastUsed => {
-            let share = own.max(health.learned.share(wish.now, wish.tag));
+            let share = own.max(look.share);
             // The bits of a float that is not negative are in the order of its values.
             let troubles = u64::from(health.failures(wish.now)) << 32 | u64::from(health.in_flight());
             Rank(crowded, u64::from(share.max(0.0).to_bits()), troubles, turn)

@@ -13,6 +13,7 @@ use wildmatch::WildMatch;
 use super::place::{Place, Scheme, vendor};
 use super::section::{AcceptEncoding, ConfigFault, ProviderSection, Timeout};
 use super::{Auth, BadKey, Call, Dialect, PROVIDERS, Provider, dialects, nearest};
+use crate::provider_key::OriginTag;
 use crate::secret::Secret;
 use crate::virtual_key::StreamUsage;
 
@@ -60,6 +61,7 @@ pub struct Upstream {
     allow_private: bool,
     place: Place,
     origin: Arc<str>,
+    origin_tag: OriginTag,
 }
 
 impl fmt::Debug for Upstream {
@@ -105,6 +107,12 @@ impl Upstream {
     #[must_use]
     pub fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// The same at a glance.
+    #[must_use]
+    pub fn origin_tag(&self) -> OriginTag {
+        self.origin_tag
     }
 
     /// The id of the vendor whose models these are: its own row's, or the one whose host the operator gave.
@@ -228,7 +236,7 @@ impl Upstream {
             return None;
         }
         let (place, dialect) = (place?, dialect?);
-        let origin = place.origin().into();
+        let origin: Arc<str> = place.origin().into();
         let vendors = vendor(&place.host).is_some();
         let own_place = section.base_url.is_some();
         let local_row = row.is_some_and(|row| row.keyless) && !own_place;
@@ -256,6 +264,7 @@ impl Upstream {
             own_hosts: section.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
             allow_private,
             place,
+            origin_tag: OriginTag::of(&origin),
             origin,
         })
     }

@@ -113,20 +113,21 @@ struct Cold {
     opens: u32,
 }
 
-/// See the module.
+/// See the module. What choosing reads stands first, in one line of the processor's cache.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub struct Health {
     rests_until: AtomicU64,
     probe: AtomicU64,
     suspect_until: AtomicU64,
-    failures: AtomicU32,
-    in_flight: AtomicU32,
-    /// Something is to be cleared by the next success.
-    troubled: AtomicBool,
     /// When it was chosen last: the higher the later.
     turn: AtomicU64,
     /// How far its weight has moved it.
     pass: AtomicU64,
+    failures: AtomicU32,
+    in_flight: AtomicU32,
+    /// Something is to be cleared by the next success.
+    troubled: AtomicBool,
     /// What the provider said is left.
     pub learned: Learned,
     cold: Mutex<Cold>,

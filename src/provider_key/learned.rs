@@ -7,7 +7,7 @@
 //! What is used is kept as the moment at which all of it has come back, and how long all of it takes: it then fades by
 //! itself, and what is sent meanwhile is added to it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Nanos;
@@ -52,8 +52,20 @@ impl ModelTag {
     }
 }
 
-/// See the module.
+/// What is known of a key for one model, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Look {
+    /// See [`Learned::rests_until`].
+    pub rests_until: Nanos,
+    /// See [`Learned::share`].
+    pub share: f32,
+    /// See [`Learned::has_room`].
+    pub has_room: bool,
+}
+
+/// See the module. What is known of one model lies in one line of the processor's cache.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct Learned {
     slots: [Slot; SLOTS],
 }
@@ -69,7 +81,10 @@ struct Slot {
 
 #[derive(Debug, Default)]
 struct Gauge {
-    limit: AtomicU64,
+    /// The bits of an `f32`, as is the next: looking at a gauge divides nothing.
+    limit: AtomicU32,
+    /// The share that comes back in a nanosecond.
+    per_nano: AtomicU32,
     /// When everything used will have come back; 0 when nothing is known.
     full_at: AtomicU64,
     /// How long it takes for all of the limit to come back.
@@ -77,17 +92,28 @@ struct Gauge {
 }
 
 impl Learned {
+    /// All that choosing asks, at once.
+    #[must_use]
+    pub fn look(&self, now: Nanos, tag: ModelTag, tokens: u64) -> Look {
+        let Some(slot) = self.slot(tag) else { return Look { rests_until: 0, share: 0.0, has_room: true } };
+        let (requests, tokens) = (slot.requests.look(now, 1), slot.tokens.look(now, tokens));
+        Look {
+            rests_until: slot.rests_until.load(Ordering::Relaxed),
+            share: requests.0.max(tokens.0),
+            has_room: requests.1 && tokens.1,
+        }
+    }
+
     /// The share used, 0.0 to 1.0 and beyond, of the limit most used.
     #[must_use]
     pub fn share(&self, now: Nanos, tag: ModelTag) -> f32 {
-        self.slot(tag).map_or(0.0, |slot| slot.requests.share(now).max(slot.tokens.share(now)))
+        self.look(now, tag, 0).share
     }
 
     /// False when the provider would refuse a request of about `tokens` tokens, by what it said.
     #[must_use]
     pub fn has_room(&self, now: Nanos, tag: ModelTag, tokens: u64) -> bool {
-        let room = |slot: &Slot| slot.requests.has_room(now, 1) && slot.tokens.has_room(now, tokens);
-        self.slot(tag).is_none_or(room)
+        self.look(now, tag, tokens).has_room
     }
 
     /// Until when the key is not to be used for this model; 0 when it may be.
@@ -143,22 +169,24 @@ fn index(tag: ModelTag) -> usize {
     (tag.0 % SLOTS as u64) as usize
 }
 
-#[expect(clippy::cast_precision_loss, reason = "ratios for comparing keys, not accounts")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "ratios for comparing keys, not accounts"
+)]
 impl Gauge {
-    fn share(&self, now: Nanos) -> f32 {
-        match self.full_at.load(Ordering::Relaxed).saturating_sub(now) {
-            0 => 0.0,
-            ahead => ahead as f32 / self.window.load(Ordering::Relaxed).max(1) as f32,
+    /// The share used, and whether there is room for so many units.
+    fn look(&self, now: Nanos, units: u64) -> (f32, bool) {
+        let ahead = self.full_at.load(Ordering::Relaxed).saturating_sub(now);
+        if ahead == 0 {
+            return (0.0, true);
         }
-    }
-
-    fn has_room(&self, now: Nanos, units: u64) -> bool {
-        if self.full_at.load(Ordering::Relaxed) <= now {
-            return true;
-        }
-        let limit = self.limit.load(Ordering::Relaxed) as f32;
-        // A thousandth of a unit for the rounding.
-        (1.0 - self.share(now)) * limit + 1e-3 >= units as f32
+        // Signed numbers become floats in one step of the processor; none here is beyond them.
+        let share = ahead.cast_signed() as f32 * f32::from_bits(self.per_nano.load(Ordering::Relaxed));
+        let limit = f32::from_bits(self.limit.load(Ordering::Relaxed));
+        // A millionth of the limit, and a thousandth of a unit, for the rounding.
+        (share, (1.0 - share) * limit + limit * 1e-6 + 1e-3 >= units.cast_signed() as f32)
     }
 
     fn take(&self, now: Nanos, units: u64) {
@@ -166,7 +194,7 @@ impl Gauge {
         if full_at == 0 {
             return;
         }
-        let limit = self.limit.load(Ordering::Relaxed).max(1);
+        let limit = (f32::from_bits(self.limit.load(Ordering::Relaxed)) as u64).max(1);
         let cost = u128::from(self.window.load(Ordering::Relaxed)) * u128::from(units) / u128::from(limit);
         let cost = Nanos::try_from(cost).unwrap_or(Nanos::MAX);
         self.full_at.store(full_at.max(now).saturating_add(cost), Ordering::Relaxed);
@@ -180,9 +208,11 @@ impl Gauge {
         let used = limit.saturating_sub(remaining);
         if used > 0 {
             let window = u128::from(full_in) * u128::from(limit) / u128::from(used);
-            self.window.store(Nanos::try_from(window).unwrap_or(Nanos::MAX), Ordering::Relaxed);
+            let window = Nanos::try_from(window).unwrap_or(Nanos::MAX);
+            self.window.store(window, Ordering::Relaxed);
+            self.per_nano.store((1.0 / window.max(1) as f32).to_bits(), Ordering::Relaxed);
         }
-        self.limit.store(limit, Ordering::Relaxed);
+        self.limit.store((limit as f32).to_bits(), Ordering::Relaxed);
         // Known, and nothing used: the next request begins to count from the window of before.
         self.full_at.store(if used > 0 { now.saturating_add(full_in) } else { 1 }, Ordering::Relaxed);
     }

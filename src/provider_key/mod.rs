@@ -15,7 +15,7 @@ use crate::id::{KeyId, Owner};
 use crate::policy::Policy;
 
 pub use health::{Blow, Change, FORBIDDEN_MAX, Health, OPENS_AFTER, Standing};
-pub use learned::{Learned, Left, ModelTag, Room};
+pub use learned::{Learned, Left, Look, ModelTag, Room};
 pub use section::ProviderKeysSection;
 
 /// Whether a provider key may be used.
@@ -102,6 +102,20 @@ impl Origin {
             Self::File { path } => format!("file:{path}"),
             Self::Sealed => "sealed".to_owned(),
         }
+    }
+}
+
+/// An upstream's origin, as far as origins must be told apart at a glance: a hash of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginTag(u64);
+
+impl OriginTag {
+    /// Of `scheme://host:port`.
+    #[must_use]
+    pub fn of(origin: &str) -> Self {
+        // FNV-1a.
+        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        Self(origin.bytes().fold(0xcbf2_9ce4_8422_2325, hash))
     }
 }
 

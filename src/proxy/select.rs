@@ -13,9 +13,9 @@ use std::time::Duration;
 use crate::clock::Nanos;
 use crate::id::KeyId;
 use crate::limit::{Consumption, Moment, Refused};
-use crate::pool::{Contender, PoolPolicy, Wish, choose};
+use crate::pool::{PoolPolicy, Wish, choose};
 use crate::provider::{Call, Endpoint, ModelRule, Upstream};
-use crate::provider_key::{ModelTag, ProviderKey, Status};
+use crate::provider_key::{ModelTag, Status};
 use crate::proxy::attempt::{Attempt, Passed};
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::{Error, list};
@@ -127,7 +127,7 @@ impl Choice {
         self.wish.stick = self.beginning.filter(|_| sticky);
         let lists = paying(tiers, &caller.record);
         for list in &lists {
-            for equals in list.chunk_by(|a, b| a.record.priority == b.record.priority) {
+            for equals in list.chunk_by(|a, b| a.priority() == b.priority()) {
                 if let Some(attempt) = self.pick(equals, policy, &upstream) {
                     // The former secret of a key may take its place while the request is under way.
                     let last =
@@ -143,19 +143,17 @@ impl Choice {
     fn pick(&mut self, equals: &[Arc<ProviderKeyState>], policy: PoolPolicy, upstream: &Upstream) -> Option<Attempt> {
         let at = Moment { now: self.wish.now, wall_ms: self.wall_ms };
         loop {
-            let found = choose(
-                policy,
-                &self.wish,
-                equals.iter().enumerate().filter_map(|(index, key)| {
-                    let usable = key.is_enabled()
-                        && is_bound(key, upstream)
-                        && key.pays_for(self.model.as_deref())
-                        && !self.tried.contains(&tried(key));
-                    usable.then(|| (index, contender(key, at)))
-                }),
-            );
+            let usable = |key: &ProviderKeyState| {
+                key.is_for(upstream.origin_tag(), self.model.as_deref())
+                    && (self.tried.is_empty() || !self.tried.contains(&tried(key)))
+            };
+            let contenders = equals.iter().enumerate().filter(|(_, key)| usable(key));
+            let found = choose(policy, &self.wish, contenders.map(|(index, key)| (index, key.contender(at))));
             let key = &equals[found?];
             self.tried.push(tried(key));
+            if !key.is_bound_to(upstream.origin()) {
+                continue;
+            }
             let Some(secret) = key.secret.load_full() else { continue };
             match Attempt::begin(key, secret, at, self.wish.tag, self.need) {
                 Ok(attempt) => return Some(attempt),
@@ -226,20 +224,13 @@ impl Choice {
 
     /// True when only a rest keeps a key from paying.
     fn might(&self, key: &ProviderKeyState) -> bool {
-        let ready = key.is_enabled() && is_bound(key, &self.upstream) && key.secret.load().is_some();
+        let ready = key.is_enabled() && key.is_bound_to(self.upstream.origin()) && key.secret.load().is_some();
         ready && key.pays_for(self.model.as_deref())
     }
 }
 
 fn tried(key: &ProviderKeyState) -> (KeyId, u32) {
     (key.record.id, key.stats.taken_back.load(Ordering::Relaxed))
-}
-
-fn contender(key: &ProviderKeyState, at: Moment) -> Contender<'_> {
-    let ProviderKey { id, weight, .. } = key.record;
-    #[expect(clippy::cast_possible_truncation, reason = "a ratio for comparing keys, not an account")]
-    let share = if key.scope.is_unlimited() { 0.0 } else { key.scope.share_used(at) as f32 };
-    Contender { id, health: &key.stats.health, weight, share }
 }
 
 /// The provider's keys as this caller may come to them, and how to choose among them: those of the caller's pool, else
@@ -270,11 +261,6 @@ fn paying<'a>(tiers: &'a Tiers, caller: &VirtualKey) -> Vec<&'a [Arc<ProviderKey
     }
 }
 
-/// A stored key goes only where it was entered for; one of the environment belongs to the provider as configured.
-fn is_bound(key: &ProviderKeyState, upstream: &Upstream) -> bool {
-    key.environment || key.record.bound_to == upstream.origin()
-}
-
 /// What a person who knows that there is a key would ask.
 fn why_none(
     keys: &[&Arc<ProviderKeyState>],
@@ -287,7 +273,7 @@ fn why_none(
     if all.is_empty() {
         return String::new();
     }
-    if !all.iter().any(|key| is_bound(key, upstream)) {
+    if !all.iter().any(|key| key.is_bound_to(upstream.origin())) {
         return " (its base_url has changed since its keys were entered: enter them again)".to_owned();
     }
     if keys.is_empty() {

@@ -14,10 +14,10 @@ use wildmatch::WildMatch;
 
 use crate::clock::Nanos;
 use crate::id::{KeyId, Owner, ScopeId};
-use crate::limit::{Scope, Watch};
+use crate::limit::{Moment, Scope, Watch};
 use crate::policy::Policy;
-use crate::pool::Pool;
-use crate::provider_key::{Health, Origin, ProviderKey, Replaced, Standing, Status};
+use crate::pool::{Contender, Pool};
+use crate::provider_key::{Health, Origin, OriginTag, ProviderKey, Replaced, Standing, Status};
 use crate::secret::Secret;
 
 use super::snapshot::KeyStats;
@@ -54,11 +54,26 @@ pub struct ProviderKeyState {
     pub environment: bool,
     /// The record's models, ready to be matched.
     models: Box<[WildMatch]>,
+    glance: Glance,
+}
+
+/// What choosing asks of every key, in one line of the processor's cache: of a hundred keys, most are seen by this alone.
+#[repr(align(64))]
+struct Glance {
+    id: KeyId,
+    stats: Arc<ProviderKeyStats>,
+    /// Of the upstream it goes to; `None` for a key of the environment, which goes wherever the configuration says.
+    bound_to: Option<OriginTag>,
+    weight: u32,
+    priority: u32,
+    is_enabled: bool,
+    is_limited: bool,
+    pays_for_all: bool,
 }
 
 impl fmt::Debug for ProviderKeyState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { record, secret, scope, stats, replaced, environment, models: _ } = self;
+        let Self { record, secret, scope, stats, replaced, environment, models: _, glance: _ } = self;
         f.debug_struct("ProviderKeyState")
             .field("record", record)
             .field("resolved", &secret.load().is_some())
@@ -133,9 +148,20 @@ impl ProviderKeyState {
         secret: Arc<ArcSwapOption<Secret>>,
         scope: Arc<Scope>,
         stats: Arc<ProviderKeyStats>,
+        environment: bool,
     ) -> Self {
-        let models = record.models.iter().map(|glob| WildMatch::new(glob)).collect();
-        Self { record, secret, scope, stats, replaced: None, environment: false, models }
+        let models: Box<[WildMatch]> = record.models.iter().map(|glob| WildMatch::new(glob)).collect();
+        let glance = Glance {
+            id: record.id,
+            stats: Arc::clone(&stats),
+            bound_to: (!environment).then(|| OriginTag::of(&record.bound_to)),
+            weight: record.weight,
+            priority: record.priority,
+            is_enabled: record.standing.status != Status::Disabled,
+            is_limited: record.policy.limits_anything(),
+            pays_for_all: models.is_empty(),
+        };
+        Self { record, secret, scope, stats, replaced: None, environment, models, glance }
     }
 
     /// A stored key; `secrets` are what its envelopes held, `before` is what it takes the place of.
@@ -158,7 +184,7 @@ impl ProviderKeyState {
             })
         });
         let stats = before.map(|before| before.stats.clone()).unwrap_or_default();
-        Self { replaced, ..Self::new(record, cell, scope, stats) }
+        Self { replaced, ..Self::new(record, cell, scope, stats, false) }
     }
 
     /// The rotation that `said` is of, and the secret it replaced: the one in force, or the one that makes `version`.
@@ -196,7 +222,7 @@ impl ProviderKeyState {
         };
         let secret = Arc::new(ArcSwapOption::from_pointee(key.secret));
         let scope = Arc::new(Scope::new(ScopeId::ProviderKey(record.id), &record.policy, Watch::default()));
-        Self { environment: true, ..Self::new(record, secret, scope, Arc::default()) }
+        Self::new(record, secret, scope, Arc::default(), true)
     }
 
     /// True when both hold the same secret.
@@ -229,6 +255,35 @@ impl ProviderKeyState {
     #[must_use]
     pub fn pays_for(&self, model: Option<&str>) -> bool {
         self.models.is_empty() || model.is_none_or(|model| self.models.iter().any(|glob| glob.matches(model)))
+    }
+
+    /// True when a request for this model may be sent there with it, as far as the record says. A tag can be another
+    /// origin's too: [`ProviderKeyState::is_bound_to`] is to follow.
+    #[must_use]
+    pub fn is_for(&self, origin: OriginTag, model: Option<&str>) -> bool {
+        let Glance { bound_to, is_enabled, pays_for_all, .. } = &self.glance;
+        *is_enabled && bound_to.is_none_or(|own| own == origin) && (*pays_for_all || self.pays_for(model))
+    }
+
+    /// True when it was entered for this origin; one of the environment belongs to the provider as configured.
+    #[must_use]
+    pub fn is_bound_to(&self, origin: &str) -> bool {
+        self.environment || self.record.bound_to == origin
+    }
+
+    /// The key as one among others.
+    #[must_use]
+    pub fn contender(&self, at: Moment) -> Contender<'_> {
+        let Glance { id, stats, weight, is_limited, .. } = &self.glance;
+        #[expect(clippy::cast_possible_truncation, reason = "a ratio for comparing keys, not an account")]
+        let share = if *is_limited { self.scope.share_used(at) as f32 } else { 0.0 };
+        Contender { id: *id, health: &stats.health, weight: *weight, share }
+    }
+
+    /// Lower goes first within a tier.
+    #[must_use]
+    pub fn priority(&self) -> u32 {
+        self.glance.priority
     }
 
     fn tier(&self) -> Tier<'_> {
