@@ -11,10 +11,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{IntCounterVec, Opts};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use tokio::sync::broadcast;
 
 use crate::clock::{Clock, rfc3339};
+use crate::id::RequestId;
 use crate::metrics::Metrics;
 
 /// Events that are kept for whoever asks later.
@@ -107,7 +108,7 @@ impl Serialize for Kind {
 }
 
 /// How much it matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Good to know.
@@ -121,6 +122,8 @@ pub enum Severity {
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Event {
+    /// Tells it from others; sorts by time.
+    pub id: RequestId,
     /// When, RFC 3339 in JSON; wall time, milliseconds.
     #[serde(serialize_with = "as_rfc3339")]
     pub time: u64,
@@ -175,7 +178,8 @@ impl Events {
     /// Tells an event: to the log, to those who subscribed, and to those who will ask.
     pub fn emit(&self, kind: Kind, severity: Severity, subject: impl Into<String>, message: impl Into<String>) {
         let time = self.0.clock.wall_ms();
-        let event = Arc::new(Event { time, kind, severity, subject: subject.into(), message: message.into() });
+        let id = RequestId::new(time);
+        let event = Arc::new(Event { id, time, kind, severity, subject: subject.into(), message: message.into() });
         let Event { subject, message, .. } = &*event;
         match severity {
             Severity::Info => tracing::info!(target: "sidekey::event", kind = kind.as_str(), subject, "{message}"),
@@ -221,8 +225,9 @@ mod tests {
         assert_eq!((recent.len(), &*recent[0].message, &*recent[KEPT - 1].message), (KEPT, "1000", "1"));
         assert!(matches!(live.try_recv(), Err(broadcast::error::TryRecvError::Lagged(n)) if n == 745));
         assert_eq!(live.try_recv().unwrap().message, "745");
-        let want = r#"{"time":"2023-11-14T22:13:20.123Z","kind":"budget.threshold","severity":"warning","subject":"team t1","message":"1000"}"#;
-        assert_eq!(serde_json::to_string(&*recent[0]).unwrap(), want);
+        let want = r#","time":"2023-11-14T22:13:20.123Z","kind":"budget.threshold","severity":"warning","subject":"team t1","message":"1000"}"#;
+        let shown = serde_json::to_string(&*recent[0]).unwrap();
+        assert_eq!(shown, format!("{{\"id\":\"{}\"{want}", recent[0].id));
         let exposed = String::from_utf8(metrics.expose()).unwrap();
         assert!(exposed.contains("sidekey_events_total{kind=\"budget.threshold\"} 1001"), "{exposed}");
     }

@@ -13,6 +13,7 @@ use axum::Router;
 use crate::app::StartError;
 use crate::app::keeper::Keeper;
 use crate::app::reload::Reloader;
+use crate::control::alerts::Alerts;
 use crate::control::health::{self, Readiness};
 use crate::control::socket::{AdminSocket, serve_tcp};
 use crate::metrics::Metrics;
@@ -30,6 +31,7 @@ pub(super) struct Service<'a> {
     pub(super) admin: Option<(&'a Path, Router)>,
     pub(super) telemetry: Option<(TcpListener, Metrics, Readiness)>,
     pub(super) store: Store,
+    pub(super) alerts: Alerts,
     pub(super) secrets: HashMap<String, Secret>,
     pub(super) keeper: Keeper,
     pub(super) reloader: Arc<Reloader>,
@@ -45,7 +47,7 @@ pub(super) struct Control {
 impl Control {
     /// Binds the admin socket, forgets the keys of commands that were killed, fetches references, and starts serving.
     pub(super) fn start(service: Service<'_>) -> Result<Self, StartError> {
-        let Service { admin, telemetry, store, secrets, keeper, reloader } = service;
+        let Service { admin, telemetry, store, alerts, secrets, keeper, reloader } = service;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let references = store.references(secrets);
         let admin = runtime.block_on(async {
@@ -60,7 +62,7 @@ impl Control {
         let drain = Arc::new(Drain::default());
         let watch = drain.watch();
         let thread = std::thread::Builder::new().name("sidekey-control".to_owned()).spawn(move || {
-            let served = runtime.block_on(serve(admin, telemetry, &references, &reloader, keeper, watch));
+            let served = runtime.block_on(serve(admin, telemetry, alerts, &references, &reloader, keeper, watch));
             if let Err(error) = served {
                 tracing::error!(%error, "the control plane has ended");
             }
@@ -102,6 +104,7 @@ async fn fetch(references: &References) {
 async fn serve(
     admin: Option<(AdminSocket, Router)>,
     telemetry: Option<(TcpListener, Metrics, Readiness)>,
+    alerts: Alerts,
     references: &References,
     reloader: &Reloader,
     keeper: Keeper,
@@ -124,12 +127,17 @@ async fn serve(
             None => std::future::pending().await,
         }
     };
+    let telling = alerts.run(watch.clone());
+    let telling = async {
+        telling.await;
+        Ok(())
+    };
     let stop = async {
         stopped(watch).await;
         tokio::time::sleep(LINGER).await;
     };
     tokio::select! {
-        served = async { tokio::try_join!(admin, telemetry) } => served.map(drop),
+        served = async { tokio::try_join!(admin, telemetry, telling) } => served.map(drop),
         () = references.watch() => Ok(()),
         () = keeper.work() => Ok(()),
         () = reloader.run(references) => Ok(()),

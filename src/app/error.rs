@@ -14,6 +14,9 @@ use crate::storage::StoreError;
 /// Why sidekey does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// A receiver of alerts cannot be.
+    #[error("{0}")]
+    Alerts(String),
     /// An address cannot be listened on.
     #[error("cannot listen on {address} ({key}): {source}")]
     Bind {

@@ -26,6 +26,7 @@ use axum::Router;
 use crate::app::reload::{InForce, Reloader};
 use crate::clock::Clock;
 use crate::config::{Environment, Loaded};
+use crate::control::alerts::Alerts;
 use crate::control::health::{Check, Readiness};
 use crate::control::{ControlState, Explainer, Facts, Leases, Lessor, Listening};
 use crate::ingress::{FrontParts, Loops, Port};
@@ -127,6 +128,9 @@ impl Running {
             &metrics,
         );
         let (keys, report) = (Live::new(loaded.config.keys.clone()), Live::default());
+        let env = |name: &str| environment.get(name).map(str::to_owned);
+        let alerts = Alerts::new(&loaded.config.alerts, &env, &dialer, store.events(), &clock, &metrics);
+        let alerts = alerts.map_err(StartError::Alerts)?;
         let admin = crate::control::router(ControlState {
             store: store.clone(),
             registry: registry.clone(),
@@ -141,6 +145,7 @@ impl Running {
             roots: Some(roots),
             tester,
             leases: Some(leases),
+            alerts: alerts.clone(),
             explainer: explainer(&store, &registry, &clock),
             clock: clock.clone(),
         });
@@ -165,6 +170,7 @@ impl Running {
             admin: listen.admin.as_deref().map(|path| (path, admin.clone())),
             telemetry: telemetry.map(|listener| (listener, metrics, readiness.clone())),
             store: store.clone(),
+            alerts,
             secrets: environment.secrets(),
             keeper,
             reloader: Arc::clone(&reloader),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::cli::alerts::AlertsArgs;
 use crate::cli::audit::AuditArgs;
 use crate::cli::ca::CaCommand;
 use crate::cli::plan_args::{OwnerCommand, PlanCommand};
@@ -114,11 +115,8 @@ pub enum Command {
     /// The record of requests, newest first
     Ledger(LedgerArgs),
     /// What the running daemon has told operators, newest first: budgets nearly gone and the like
-    Alerts {
-        /// At most so many
-        #[arg(long, default_value_t = 20)]
-        limit: usize,
-    },
+    #[command(visible_alias = "alert")]
+    Alerts(AlertsArgs),
     /// What was done to keys, policies and secrets, and by whom: newest first
     Audit(AuditArgs),
     /// What the running daemon says of itself

@@ -39,7 +39,7 @@ impl From<StartError> for Failure {
             StartError::Store(error) => error.into(),
             StartError::Bind { key, .. } => Self::new(Exit::Failure, text)
                 .fix(format!("stop what listens there, or choose another address: --set {key}=127.0.0.1:0")),
-            StartError::Config(_) | StartError::Proxy(_) => Self::new(Exit::Config, text),
+            StartError::Alerts(_) | StartError::Config(_) | StartError::Proxy(_) => Self::new(Exit::Config, text),
             StartError::Tls(_) => Self::new(Exit::Config, text).fix("correct SSL_CERT_FILE, or unset it"),
             StartError::Socket(SocketError::InUse(_)) => {
                 Self::new(Exit::Store, text).fix("a daemon runs on this data directory; stop it, or use another")

@@ -3,7 +3,7 @@
 //! Owns dispatch and the session of a command. Everything a command does to the store goes through the admin API,
 //! over the daemon's socket or in this process.
 
-mod alerts;
+pub mod alerts;
 pub mod args;
 pub mod audit;
 pub mod ca;
@@ -165,7 +165,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Redirect(command) => return redirect::run(&session, &command),
         Command::Restore { file, force } => block_on(store::restore(&session, &file, force))?,
         Command::Run(_) => (session.hooks.run)(session.loaded, session.environment)?,
-        command @ (Command::Alerts { .. }
+        command @ (Command::Alerts(_)
         | Command::Audit(_)
         | Command::Backup { .. }
         | Command::Ca(_)
@@ -188,7 +188,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
 /// Commands that are requests of the admin API.
 async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Alerts { limit } => return alerts::run(session, limit).await.map(|()| ExitCode::SUCCESS),
+        Command::Alerts(args) => return alerts::run(session, &args).await,
         Command::Status => return usage::status(session).await.map(|()| ExitCode::SUCCESS),
         _ => {}
     }

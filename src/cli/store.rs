@@ -13,6 +13,7 @@ use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out;
 use crate::clock::Clock;
+use crate::control::alerts::Alerts;
 use crate::control::health::Readiness;
 use crate::control::{ControlState, Facts, router};
 use crate::live::Live;
@@ -89,6 +90,7 @@ fn state(session: &Session, store: &Store, registry: Registry) -> ControlState {
     let clock = Clock::system();
     ControlState {
         tester: (session.hooks.tester)(store, &registry, &session.environment),
+        alerts: Alerts::default(),
         explainer: (session.hooks.explainer)(store, &registry, &clock),
         store: store.clone(),
         registry,

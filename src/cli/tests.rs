@@ -180,6 +180,7 @@ fn commands_speak_to_a_daemon() {
         },
         readiness: crate::control::health::Readiness::default(),
         tester,
+        alerts: crate::control::alerts::Alerts::default(),
         explainer,
     });
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::alerts::section::AlertsSection;
 use crate::ingress::section::ConnectSection;
 use crate::pricing::{ANY, Listing, Overlay, PriceName, PriceTable, Prices};
 use crate::provider::{ConfigFault, ProviderSection, Registry};
@@ -35,6 +36,8 @@ pub use self::places::{FILE_NAME, NoPlace, Places};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Who is told of events.
+    pub alerts: AlertsSection,
     /// Addresses.
     pub listen: ListenSection,
     /// Clients that use sidekey as a proxy.
@@ -195,6 +198,9 @@ impl Config {
         }
         if self.store.queue_capacity == 0 {
             faults.push(wrong(&["store.queue_capacity"], "a queue of 0 would record nothing"));
+        }
+        for (field, what) in self.alerts.faults() {
+            faults.push(wrong(&[&format!("alerts.{field}"), "alerts"], what));
         }
         faults.extend(self.shared_addresses());
         match self.registry() {

@@ -28,13 +28,14 @@
 //! | `/api/usage?days=&by=&key=` | GET, POST under other prices |
 //! | `/api/usage/groups/{id}` | GET |
 //! | `/api/ledger?key=&group=&limit=&cursor=` | GET |
-//! | `/api/alerts?limit=` | GET |
+//! | `/api/alerts?kind=&min_severity=&since=&limit=&cursor=` | GET |
+//! | `/api/alerts/test` | POST |
 //! | `/api/audit?actor=&object=&action=&since=&order=&limit=&cursor=`, `/api/audit/verify?head=` | GET |
 //! | `/api/explain?key=&model=&provider=&endpoint=&input_tokens=&max_tokens=` | GET |
 //! | `/api/status` | GET |
 //! | `/api/backup` | POST: writes the file |
 
-mod alerts;
+pub mod alerts;
 mod audit;
 mod audited;
 mod ca;
@@ -64,6 +65,7 @@ use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode, header};
 
 use crate::clock::Clock;
+use crate::control::alerts::Alerts;
 use crate::control::health::Readiness;
 use crate::control::problem::Problem;
 use crate::explain::{Explanation, Question};
@@ -108,6 +110,8 @@ pub struct ControlState {
     pub readiness: Readiness,
     /// Tests provider keys.
     pub tester: KeyTester,
+    /// Who is told of events; nobody when no daemon runs.
+    pub alerts: Alerts,
     /// Explains what the request path would do.
     pub explainer: Explainer,
     /// The real keys that are out; `None` when no daemon runs.
@@ -159,6 +163,7 @@ pub fn router(state: ControlState) -> Router {
         .route("/api/usage/groups/{id}", get(usage::of_group))
         .route("/api/ledger", get(usage::ledger))
         .route("/api/alerts", get(alerts::list))
+        .route("/api/alerts/test", post(alerts::test))
         .route("/api/audit", get(audit::list))
         .route("/api/audit/verify", get(audit::verify))
         .route("/api/ca", get(ca::show))

@@ -79,6 +79,7 @@ impl Api {
             facts: Facts { started_ms: NOW, ..Facts::default() },
             readiness: Readiness::default(),
             tester,
+            alerts: Alerts::default(),
             explainer: Arc::new(explained),
             leases: None,
         });

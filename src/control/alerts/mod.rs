@@ -1,0 +1,76 @@
+//! `/api/alerts`: what operators were told of late, and who is told of it.
+//!
+//! Owns the questions; leaves what is told, and how long it is kept, to `event`, and telling receivers to [`deliver`].
+
+mod deliver;
+mod hook;
+pub mod section;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::clock::parse_rfc3339;
+use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::{ControlState, Page, page};
+use crate::event::{Event, Severity};
+use crate::id::RequestId;
+
+pub use self::deliver::{Alerts, Tested};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct AlertsQuery {
+    kind: Option<String>,
+    min_severity: Option<Severity>,
+    since: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<RequestId>,
+}
+
+/// Events, newest first.
+pub(super) async fn list(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<AlertsQuery>,
+) -> Result<Json<Value>, Problem> {
+    let since = query.since.as_deref().map(parse_rfc3339).transpose();
+    let since = since.map_err(|error| Problem::invalid("since", error))?.unwrap_or(0);
+    let wanted = |event: &Arc<Event>| {
+        let word = event.kind.as_str();
+        let about = |said: &String| word == said || word.split('.').next() == Some(said.trim_end_matches(".*"));
+        event.time >= since
+            && query.kind.as_ref().is_none_or(about)
+            && query.min_severity.is_none_or(|least| event.severity >= least)
+    };
+    let found = state.store.events().recent().into_iter().filter(wanted).collect();
+    let Page { items, next } = page(found, |event: &Arc<Event>| event.id, query.cursor, query.limit)?;
+    let alerts: Vec<&Event> = items.iter().map(|event| &**event).collect();
+    Ok(Json(json!({"alerts": alerts, "next_cursor": next})))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TestWish {
+    webhook: Option<String>,
+}
+
+/// Sends a test to receivers.
+pub(super) async fn test(
+    State(state): State<Arc<ControlState>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
+    let wish: TestWish = parse(&headers, &body, Tell::All)?;
+    let results = state.alerts.test(wish.webhook.as_deref()).await;
+    let results = results.ok_or_else(|| match &wish.webhook {
+        Some(name) => Problem::not_found(&format!("receiver {name:?}")).field("webhook"),
+        None => Problem::new(StatusCode::CONFLICT, "no_webhooks", "no receiver is configured")
+            .fix("name one: [alerts.webhooks.<name>] in the configuration"),
+    })?;
+    Ok(Json(json!({"results": results})))
+}
