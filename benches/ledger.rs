@@ -72,6 +72,7 @@ fn fill(dir: &Path, from: u64, entries: u64) -> Result<()> {
         environment_keys: Vec::new(),
         prices: Arc::default(),
         section: StoreSection { retention_days: 0, ..StoreSection::default() },
+        unusual: Default::default(),
         clock: clock.clone(),
         metrics: Metrics::default(),
     })?;

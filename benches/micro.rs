@@ -157,6 +157,7 @@ fn provider_keys(dir: &std::path::Path, count: u8, policy: &Policy) -> Store {
         environment_keys: Vec::new(),
         prices: Arc::default(),
         section: StoreSection::default(),
+        unusual: Default::default(),
         clock: Clock::system(),
         metrics: Metrics::default(),
     });

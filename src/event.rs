@@ -30,16 +30,24 @@ pub enum Kind {
     AuditDamaged,
     /// A budget or quota has passed one of its thresholds.
     BudgetThreshold,
+    /// A certificate of ours ends soon, or has ended.
+    CertificateExpiring,
     /// A changed configuration is faulty: the one before stays in force.
     ConfigRejected,
     /// A changed configuration is in force.
     ConfigReloaded,
+    /// A virtual key was used that nobody is to use.
+    KeyCanary,
+    /// A virtual key is used far more than it ever was.
+    KeyUnusual,
     /// A real key was handed out.
     LeaseGranted,
     /// It was told what was used of one that was handed out.
     LeaseReported,
     /// A lease has ended, and not all that was reserved for it was reported.
     LeaseUnreported,
+    /// No provider key of a pool, or of a provider, can be used.
+    PoolEmpty,
     /// A model was used that has no price.
     PriceUnknown,
     /// A provider key may be used again.
@@ -56,18 +64,26 @@ pub enum Kind {
     ProviderKeyRotated,
     /// A provider key has its former secret again, because the new one is refused.
     ProviderKeyTakenBack,
+    /// The store cannot be written.
+    StoreDown,
+    /// The store can be written again.
+    StoreUp,
 }
 
 impl Kind {
     /// Every one, for the metric's initial zeros.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::AuditDamaged,
         Self::BudgetThreshold,
+        Self::CertificateExpiring,
         Self::ConfigRejected,
         Self::ConfigReloaded,
+        Self::KeyCanary,
+        Self::KeyUnusual,
         Self::LeaseGranted,
         Self::LeaseReported,
         Self::LeaseUnreported,
+        Self::PoolEmpty,
         Self::PriceUnknown,
         Self::ProviderKeyActive,
         Self::ProviderKeyCooling,
@@ -76,6 +92,8 @@ impl Kind {
         Self::ProviderKeyExhausted,
         Self::ProviderKeyRotated,
         Self::ProviderKeyTakenBack,
+        Self::StoreDown,
+        Self::StoreUp,
     ];
 
     /// Its word; also the metric's label.
@@ -84,11 +102,15 @@ impl Kind {
         match self {
             Self::AuditDamaged => "audit.damaged",
             Self::BudgetThreshold => "budget.threshold",
+            Self::CertificateExpiring => "certificate.expiring",
             Self::ConfigRejected => "config.rejected",
             Self::ConfigReloaded => "config.reloaded",
+            Self::KeyCanary => "key.canary",
+            Self::KeyUnusual => "key.unusual",
             Self::LeaseGranted => "lease.granted",
             Self::LeaseReported => "lease.reported",
             Self::LeaseUnreported => "lease.unreported",
+            Self::PoolEmpty => "pool.empty",
             Self::PriceUnknown => "price.unknown",
             Self::ProviderKeyActive => "provider_key.active",
             Self::ProviderKeyCooling => "provider_key.cooling",
@@ -97,6 +119,8 @@ impl Kind {
             Self::ProviderKeyExhausted => "provider_key.exhausted",
             Self::ProviderKeyRotated => "provider_key.rotated",
             Self::ProviderKeyTakenBack => "provider_key.taken_back",
+            Self::StoreDown => "store.down",
+            Self::StoreUp => "store.up",
         }
     }
 }

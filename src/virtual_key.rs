@@ -276,6 +276,9 @@ pub struct VirtualKey {
     /// True for keys that die with the process they were made for.
     #[serde(default)]
     pub ephemeral: bool,
+    /// True for one that nobody is to use: who does is refused like a stranger, and operators are told.
+    #[serde(default)]
+    pub canary: bool,
     /// The operator's own notes.
     #[serde(default)]
     pub metadata: std::collections::BTreeMap<String, String>,
@@ -288,6 +291,8 @@ pub struct VirtualKey {
 /// `proxy::error` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rejection {
+    /// One that nobody is to use.
+    Canary,
     /// Switched off.
     Disabled,
     /// Past its expiry.
@@ -308,7 +313,8 @@ pub enum Rejection {
 
 impl Rejection {
     /// Every reason, for the metric's initial zeros.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::Canary,
         Self::Disabled,
         Self::Expired,
         Self::Malformed,
@@ -323,6 +329,7 @@ impl Rejection {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Canary => "canary",
             Self::Disabled => "disabled",
             Self::Expired => "expired",
             Self::Malformed => "malformed",
@@ -344,6 +351,9 @@ impl VirtualKey {
         let graced = self.previous.is_some_and(|old| old.digest == presented && wall_ms < old.until_ms);
         if self.digest != presented && !graced {
             return Err(Rejection::WrongSecret);
+        }
+        if self.canary {
+            return Err(Rejection::Canary);
         }
         match self.status {
             Status::Active => {}
@@ -449,6 +459,7 @@ mod tests {
             stream_usage: None,
             lease: false,
             ephemeral: false,
+            canary: false,
             metadata: Default::default(),
             version: 0,
         };

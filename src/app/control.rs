@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use axum::Router;
 
-use crate::app::StartError;
 use crate::app::keeper::Keeper;
 use crate::app::reload::Reloader;
+use crate::app::{StartError, expiry};
+use crate::clock::Clock;
 use crate::control::alerts::Alerts;
 use crate::control::health::{self, Readiness};
 use crate::control::socket::{AdminSocket, serve_tcp};
@@ -48,6 +49,7 @@ impl Control {
     /// Binds the admin socket, forgets the keys of commands that were killed, fetches references, and starts serving.
     pub(super) fn start(service: Service<'_>) -> Result<Self, StartError> {
         let Service { admin, telemetry, store, alerts, secrets, keeper, reloader } = service;
+        let watched = store.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let references = store.references(secrets);
         let admin = runtime.block_on(async {
@@ -62,7 +64,9 @@ impl Control {
         let drain = Arc::new(Drain::default());
         let watch = drain.watch();
         let thread = std::thread::Builder::new().name("sidekey-control".to_owned()).spawn(move || {
-            let served = runtime.block_on(serve(admin, telemetry, alerts, &references, &reloader, keeper, watch));
+            let clock = Clock::system();
+            let keeping = async { tokio::join!(keeper.work(), expiry::watch(&watched, &clock)) };
+            let served = runtime.block_on(serve(admin, telemetry, alerts, &references, &reloader, keeping, watch));
             if let Err(error) = served {
                 tracing::error!(%error, "the control plane has ended");
             }
@@ -80,7 +84,7 @@ impl Control {
 
 /// Keys made for a command whose `exec` could not delete them.
 async fn forget_ephemeral(store: &Store) {
-    let now = crate::clock::Clock::system().wall_ms();
+    let now = Clock::system().wall_ms();
     let snapshot = Arc::clone(&store.snapshot());
     let dead = snapshot.virtual_keys().filter(|key| key.record.ephemeral && key.record.status_word(now) == "expired");
     for key in dead {
@@ -107,7 +111,7 @@ async fn serve(
     alerts: Alerts,
     references: &References,
     reloader: &Reloader,
-    keeper: Keeper,
+    keeping: impl Future,
     watch: Watch,
 ) -> io::Result<()> {
     let stopped = |mut watch: Watch| async move { watch.signalled().await };
@@ -139,7 +143,7 @@ async fn serve(
     tokio::select! {
         served = async { tokio::try_join!(admin, telemetry, telling) } => served.map(drop),
         () = references.watch() => Ok(()),
-        () = keeper.work() => Ok(()),
+        _ = keeping => Ok(()),
         () = reloader.run(references) => Ok(()),
         () = stop => Ok(()),
     }

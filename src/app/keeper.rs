@@ -13,6 +13,7 @@ use prometheus::{IntCounterVec, Opts};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use crate::audit::{Actor, Note};
 use crate::clock::{Clock, Nanos};
 use crate::control::{KeyTester, Leases, TestResult, Verdict, apply};
 use crate::id::KeyId;
@@ -118,7 +119,16 @@ impl Keeper {
             }
             pending.running = true;
             let (test, version) = ((self.tester)(id), key.record.version);
-            tests.spawn(async move { (id, version, test.await) });
+            // It uses the key: what cannot be recorded is not done.
+            let audit = self.store.audit();
+            let note = Note::new(Actor::sidekey(), "provider_key.test", format!("provider_key {id}"));
+            tests.spawn(async move {
+                let result = match audit.record(note).await {
+                    Ok(()) => test.await,
+                    Err(error) => TestResult::unasked(&error.to_string()),
+                };
+                (id, version, result)
+            });
         }
     }
 

@@ -7,6 +7,7 @@
 mod ca;
 mod control;
 mod error;
+mod expiry;
 mod harden;
 mod keeper;
 mod log;

@@ -472,6 +472,9 @@ pub struct Grants {
     /// Lets it be given real keys of its pool for a while, with all that this means; true or false
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub lease: Option<bool>,
+    /// Makes it a trap: any use is refused like an unknown key's, and told as an alert; true or false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub canary: Option<bool>,
     /// Whether others' keys pay when its own cannot
     #[arg(long, value_enum)]
     pub fallback: Option<FallbackArg>,

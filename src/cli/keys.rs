@@ -107,6 +107,7 @@ fn grants(grants: &Grants) -> Map<String, Value> {
     put(&mut body, "plan", grants.plan.as_ref().map(named));
     put(&mut body, "pool", grants.pool.as_ref().map(named));
     put(&mut body, "lease", grants.lease);
+    put(&mut body, "canary", grants.canary);
     put(&mut body, "expires_days", grants.expires_days.map(|days| days.0));
     put(
         &mut body,

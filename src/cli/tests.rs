@@ -156,6 +156,7 @@ fn commands_speak_to_a_daemon() {
         environment_keys: Vec::new(),
         prices: Arc::default(),
         section: crate::storage::StoreSection::default(),
+        unusual: Default::default(),
         clock: clock.clone(),
         metrics: Metrics::default(),
     })

@@ -91,6 +91,7 @@ impl Loaded {
             environment_keys: environment.system_keys(registry, &self.config.keys.prefix),
             prices: Arc::new(self.config.prices(registry)),
             section: self.config.store.clone(),
+            unusual: self.config.alerts.unusual(),
             clock,
             metrics,
         }

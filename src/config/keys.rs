@@ -221,6 +221,13 @@ pub static KEYS: &[Key] = &[
         "\"10m\"",
         "How long the same alert is told once only; then with how often it was said.",
     ),
+    fixed(
+        "alerts.unusual_factor",
+        Kind::Integer,
+        "10",
+        "key.unusual is told when a virtual key has so many times the requests it had a minute before; 0 is never.",
+    ),
+    fixed("alerts.unusual_floor", Kind::Integer, "60", "And more than so many in that minute."),
     fixed("alerts.webhooks.*.url", Kind::Text, "", "Where alerts are sent: https://host[:port]/path."),
     fixed(
         "alerts.webhooks.*.secret",
@@ -425,6 +432,10 @@ mod tests {
         for key in KEYS {
             let (section, name) = key.path.rsplit_once('.').expect("a section");
             said.entry(section).or_default().insert(name.to_owned());
+            // A table of the operator's names within a section.
+            if let Some((outer, inner)) = section.strip_suffix(".*").and_then(|table| table.rsplit_once('.')) {
+                said.entry(outer).or_default().insert(inner.to_owned());
+            }
         }
         let top: BTreeSet<String> =
             said.keys().map(|section| section.split('.').next().unwrap_or_default().to_owned()).collect();

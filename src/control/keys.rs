@@ -67,6 +67,7 @@ pub(super) struct Wish {
     #[serde(deserialize_with = "said")]
     metadata: Option<Option<BTreeMap<String, Option<String>>>>,
     ephemeral: Option<bool>,
+    canary: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -142,6 +143,7 @@ pub(super) async fn create(
         fallback: Fallback::System,
         stream_usage: None,
         ephemeral: wish.ephemeral.unwrap_or(false),
+        canary: false,
         metadata: BTreeMap::new(),
         version: 0,
     };
@@ -351,6 +353,7 @@ impl Wish {
         }
         set(&mut record.pool, &self.pool);
         record.lease = self.lease.unwrap_or(record.lease);
+        record.canary = self.canary.unwrap_or(record.canary);
         if record.lease && record.pool.is_none() {
             let problem = Problem::invalid("lease", "real keys are handed out of a pool, and the key is bound to none");
             return Err(problem.fix("name its pool too: --pool"));

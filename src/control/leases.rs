@@ -170,6 +170,11 @@ fn authenticate(state: &ControlState, headers: &HeaderMap, is_report: bool) -> R
     match checked.into_iter().find(Result::is_ok).unwrap_or(checked[0]) {
         Ok(()) => Ok(Arc::clone(key)),
         Err(Rejection::WrongSecret) => Err(unknown()),
+        Err(Rejection::Canary) => {
+            let message = format!("the canary key {:?} was used to ask for a lease", key.record.name);
+            state.store.events().emit(Kind::KeyCanary, Severity::Error, format!("key {}", key.record.id), message);
+            Err(unknown())
+        }
         // What was used is to be told, whatever became of the key meanwhile.
         Err(_) if is_report => Ok(Arc::clone(key)),
         Err(Rejection::Revoked) => Err(unknown()),

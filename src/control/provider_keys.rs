@@ -76,6 +76,14 @@ pub struct TestResult {
     pub latency_ms: u64,
 }
 
+impl TestResult {
+    /// Of a test that was not made.
+    #[must_use]
+    pub fn unasked(detail: &str) -> Self {
+        Self { verdict: Verdict::Untestable, status: None, detail: detail.to_owned(), latency_ms: 0 }
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ListQuery {

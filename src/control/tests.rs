@@ -54,6 +54,7 @@ impl Api {
                 secret: Secret::new("mistral-environment-0123456789".to_owned()),
             }],
             section: StoreSection::default(),
+            unusual: Default::default(),
             clock: clock.clone(),
             metrics: Metrics::default(),
         })
@@ -167,7 +168,7 @@ async fn a_key_is_made_shown_changed_and_removed() {
              "remaining": 1000, "resets": null, "shadow": false},
         ],
         "max_budget": null, "budget_remaining": null, "pool": null, "lease": false, "fallback": "system",
-        "stream_usage": null, "ephemeral": false, "metadata": {}, "rotation_grace_until": null,
+        "stream_usage": null, "ephemeral": false, "canary": false, "metadata": {}, "rotation_grace_until": null,
         "last_used": null, "total_requests": 0, "total_tokens": 0, "spent": "0", "version": 1,
     });
     assert_eq!(made.body["key_data"], want);
@@ -673,18 +674,34 @@ async fn users_and_teams_are_there_once_they_are_named() {
 #[tokio::test]
 async fn alerts_are_the_newest_events() {
     let api = Api::new(KeysSection::default());
-    assert_eq!(api.get("/api/alerts").await.body, json!({"alerts": []}));
+    assert_eq!(api.get("/api/alerts").await.body, json!({"alerts": [], "next_cursor": null}));
     for n in 1..=3 {
         api.store.events().emit(Kind::BudgetThreshold, Severity::Warning, "team t1", format!("{n}"));
     }
     let alerts = api.get("/api/alerts?limit=2").await.body;
     let want = json!({
-        "time": "2023-11-14T22:13:20.000Z", "kind": "budget.threshold", "severity": "warning", "subject": "team t1",
+        "id": alerts["alerts"][0]["id"], "time": "2023-11-14T22:13:20.000Z", "kind": "budget.threshold", "severity": "warning", "subject": "team t1",
         "message": "3",
     });
     assert_eq!((&alerts["alerts"][0], &alerts["alerts"][1]["message"]), (&want, &json!("2")));
     assert_eq!(alerts["alerts"].as_array().unwrap().len(), 2);
-    assert_eq!(api.get("/api/alerts?kind=x").await.status, 400);
+    let next = alerts["next_cursor"].as_str().unwrap();
+    let page = api.get(&format!("/api/alerts?cursor={next}")).await.body;
+    assert_eq!((&page["alerts"][0]["message"], &page["next_cursor"]), (&json!("1"), &Value::Null));
+    for (query, want) in [
+        ("kind=budget.threshold", 3),
+        ("kind=budget", 3),
+        ("kind=price.*", 0),
+        ("min_severity=warning", 3),
+        ("min_severity=error", 0),
+        ("since=2999-01-01T00:00:00Z", 0),
+    ] {
+        let found = api.get(&format!("/api/alerts?{query}")).await.body;
+        assert_eq!(found["alerts"].as_array().unwrap().len(), want, "{query}");
+    }
+    assert_eq!(api.get("/api/alerts?severity=x").await.status, 400);
+    let none = api.post("/api/alerts/test", json!({})).await;
+    assert_eq!((none.status, &none.body["code"]), (409, &json!("no_webhooks")));
 }
 
 #[tokio::test]

@@ -52,6 +52,7 @@ pub struct KeyView {
     pub fallback: Fallback,
     pub stream_usage: Option<StreamUsage>,
     pub ephemeral: bool,
+    pub canary: bool,
     pub metadata: BTreeMap<String, String>,
     /// Until when the secret before the last rotation works too.
     pub rotation_grace_until: Option<String>,
@@ -97,6 +98,7 @@ impl KeyView {
             fallback: record.fallback,
             stream_usage: record.stream_usage,
             ephemeral: record.ephemeral,
+            canary: record.canary,
             metadata: record.metadata,
             rotation_grace_until: grace.map(|previous| rfc3339(previous.until_ms)),
             last_used: stats.last_used,

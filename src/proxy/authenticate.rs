@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
+use crate::proxy::canary::Canaries;
 use crate::proxy::credentials::{self, Presented};
 use crate::proxy::error::Error;
 use crate::storage::{KeyState, Snapshot};
@@ -46,6 +47,7 @@ pub(super) struct Door<'a> {
     pub(super) pass_unknown: bool,
     pub(super) wall_ms: u64,
     pub(super) peer: IpAddr,
+    pub(super) canaries: &'a Canaries,
 }
 
 /// Accepts the request's key, or says why not. `presented` is the text that [`credentials::strip`] must not leave behind.
@@ -66,6 +68,11 @@ pub(super) fn authenticate<'a>(
     let digest = snapshot.digest_key().digest(text);
     let id = parse_id(text).ok_or(Error::KeyNotAccepted(Rejection::Malformed))?;
     let key = snapshot.virtual_key(id).ok_or(Error::KeyNotAccepted(Rejection::Unknown))?;
-    key.record.check(digest, door.wall_ms, Some(door.peer)).map_err(Error::KeyNotAccepted)?;
+    if let Err(why) = key.record.check(digest, door.wall_ms, Some(door.peer)) {
+        if why == Rejection::Canary {
+            door.canaries.used(&key.record, door.peer);
+        }
+        return Err(Error::KeyNotAccepted(why));
+    }
     Ok((Caller::Known(Arc::clone(key), digest), Some(text)))
 }

@@ -148,6 +148,7 @@ fn open(dir: &std::path::Path, clock: &Clock) -> Store {
         environment_keys: Vec::new(),
         prices: Arc::default(),
         section: StoreSection::default(),
+        unusual: Default::default(),
         clock: clock.clone(),
         metrics: Metrics::default(),
     })

@@ -145,7 +145,7 @@ fn rejection(reason: Rejection) -> Refusal {
             RefusalKind::MissingKey,
             "no virtual key in the request; send it where the SDK puts its API key, as in Authorization: Bearer",
         ),
-        Rejection::Malformed | Rejection::Revoked | Rejection::Unknown | Rejection::WrongSecret => {
+        Rejection::Canary | Rejection::Malformed | Rejection::Revoked | Rejection::Unknown | Rejection::WrongSecret => {
             (RefusalKind::InvalidKey, "the virtual key is not valid; make one: sidekey key create")
         }
         Rejection::Expired => {
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn strangers_learn_nothing() {
         let unknown = rejection(Rejection::Unknown);
-        for reason in [Rejection::Malformed, Rejection::WrongSecret, Rejection::Revoked] {
+        for reason in [Rejection::Canary, Rejection::Malformed, Rejection::WrongSecret, Rejection::Revoked] {
             assert_eq!(rejection(reason), unknown, "{reason:?}");
         }
         assert_eq!(rejection(Rejection::Missing).kind, RefusalKind::MissingKey);

@@ -170,6 +170,7 @@ mod tests {
             master: MasterKeyInputs::default(),
             environment_keys: Vec::new(),
             section: StoreSection::default(),
+            unusual: Default::default(),
             clock: Clock::manual(1_700_000_000_000),
             metrics: Metrics::default(),
             prices: Default::default(),

@@ -9,6 +9,7 @@ mod attempt;
 mod authenticate;
 #[cfg(test)]
 mod byok;
+mod canary;
 mod credentials;
 mod error;
 mod explain;
@@ -251,7 +252,13 @@ impl Proxy {
     /// True when `authorization` is a virtual key that may be used now from `peer`.
     #[must_use]
     pub fn knows(&self, authorization: &HeaderValue, peer: IpAddr) -> bool {
-        let door = Door { prefix: &self.parts.prefix, pass_unknown: false, wall_ms: self.parts.clock.wall_ms(), peer };
+        let door = Door {
+            prefix: &self.parts.prefix,
+            pass_unknown: false,
+            wall_ms: self.parts.clock.wall_ms(),
+            peer,
+            canaries: &self.books.canaries,
+        };
         let mut headers = HeaderMap::with_capacity(1);
         headers.insert(AUTHORIZATION, authorization.clone());
         authenticate(door, &self.parts.store.snapshot(), &headers, None).is_ok()

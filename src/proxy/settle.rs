@@ -17,6 +17,7 @@ use crate::pricing::{self, Layer, PriceTable};
 use crate::provider::RefusalKind;
 use crate::proxy::ProxyParts;
 use crate::proxy::attempt::Attempt;
+use crate::proxy::canary::Canaries;
 use crate::proxy::error::Error;
 use crate::proxy::metrics::{Families, ProviderMetrics};
 use crate::proxy::unpriced::Unpriced;
@@ -40,6 +41,7 @@ pub(super) struct Books {
     pub(super) ledger: Ledger,
     pub(super) families: Families,
     unpriced: Unpriced,
+    pub(super) canaries: Canaries,
     counting: SyncSender<Box<Closed>>,
     access_log: AtomicBool,
     cut: AtomicBool,
@@ -136,6 +138,7 @@ impl Books {
             ledger: parts.store.ledger(),
             families,
             unpriced: Unpriced::new(parts.store.events().clone()),
+            canaries: Canaries::new(parts.store.events().clone(), parts.clock.clone()),
             counting,
             access_log: AtomicBool::new(parts.access_log),
             cut: AtomicBool::new(false),
@@ -403,6 +406,7 @@ mod tests {
             environment_keys: Vec::new(),
             prices: Arc::default(),
             section: StoreSection::default(),
+            unusual: Default::default(),
             clock: clock.clone(),
             metrics: Metrics::default(),
         })

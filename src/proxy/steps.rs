@@ -98,6 +98,7 @@ impl Proxy {
             pass_unknown: self.parts.section.unknown_keys == UnknownKeys::Pass,
             wall_ms: arrival.wall_ms,
             peer: arrival.peer.ip(),
+            canaries: &self.books.canaries,
         };
         let query = path.split_once('?').map(|(_, query)| query);
         let (caller, presented) = authenticate(door, &self.parts.store.snapshot(), &parts.headers, query)?;

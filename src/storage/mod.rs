@@ -94,7 +94,7 @@ use rollup::Rollup;
 use scopes::Scopes;
 use shared::Queued;
 use shared::{Command, Handle, Shared};
-use writer::{Parts, Writer};
+use writer::{Parts, Vigil, Writer};
 
 pub use audit::{Audit, AuditFilter, AuditPage, AuditRecord, AuditVerdict, BadRecord};
 pub use ca::CaRecord;
@@ -156,6 +156,21 @@ impl Default for StoreSection {
     }
 }
 
+/// When a virtual key's rate is unusual: more requests in a minute than both of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unusual {
+    /// So many times what it had a minute before; 0 is never.
+    pub factor: u32,
+    /// So many.
+    pub floor: u32,
+}
+
+impl Default for Unusual {
+    fn default() -> Self {
+        Self { factor: 10, floor: 60 }
+    }
+}
+
 /// What [`Store::open`] needs.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -171,6 +186,8 @@ pub struct StoreOptions {
     pub prices: Arc<PriceTable>,
     /// `[store]` of the config.
     pub section: StoreSection,
+    /// When operators are told that a virtual key is used unlike before.
+    pub unusual: Unusual,
     /// The time.
     pub clock: Clock,
     /// Where the store's families go.
@@ -219,7 +236,7 @@ impl Store {
     /// When another process has it, the master key is missing or wrong, or the files are beyond repair. Nothing that
     /// was there is overwritten then.
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { dir, create, master, environment_keys, prices, section, clock, metrics } = options;
+        let StoreOptions { dir, create, master, environment_keys, prices, section, unusual, clock, metrics } = options;
         let layout = Layout { dir: dir.clone() };
         if !create && !layout.is_used() {
             return Err(StoreError::Missing { dir });
@@ -271,6 +288,8 @@ impl Store {
             journal,
             audit,
             damage,
+            vigil: Vigil::new(events.clone(), unusual),
+            events: events.clone(),
             lock,
         });
         let thread = std::thread::Builder::new().name("sidekey-store".to_owned()).spawn(move || writer.run());

@@ -32,6 +32,7 @@ fn options(dir: &Path) -> StoreOptions {
         environment_keys: Vec::new(),
         prices: Arc::default(),
         section: StoreSection { commit_interval_ms: 1, retention_days: 0, rollup_days: 0, ..StoreSection::default() },
+        unusual: Unusual::default(),
         clock: Clock::system(),
         metrics: Metrics::default(),
     }
@@ -68,6 +69,7 @@ fn virtual_key(n: u64) -> VirtualKey {
         stream_usage: None,
         lease: false,
         ephemeral: false,
+        canary: false,
         metadata: BTreeMap::new(),
         version: 0,
     }
@@ -1222,4 +1224,33 @@ async fn damage_of_the_audit_log_is_told_and_does_not_keep_the_store_shut() {
     let verdict = store.audit().verify(None).await.unwrap();
     assert_eq!((verdict.whole, verdict.bad.unwrap().seq), (false, 1));
     assert_eq!(audited(&store).await[0].action, "audit.damaged");
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_written_is_told_of_and_so_is_its_end() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir);
+    fail_with(&store, Some(ErrorKind::StorageFull));
+    assert!(store.create_virtual_key(virtual_key(1)).await.is_err());
+    fail_with(&store, None);
+    while !store.health().up {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let told: Vec<_> = store.events().recent().iter().map(|event| (event.kind.as_str(), event.severity)).collect();
+    assert_eq!(told, [("store.up", Severity::Info), ("store.down", Severity::Error)]);
+}
+
+#[tokio::test]
+async fn a_pool_without_a_usable_key_is_told_of_once() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir);
+    store.create_virtual_key(VirtualKey { pool: Some("fast".into()), ..virtual_key(1) }).await.unwrap();
+    store.create_virtual_key(virtual_key(2)).await.unwrap();
+    for n in [1, 1, 2, 2] {
+        let mut refused = entry(n);
+        (refused.virtual_key, refused.error_code) = (Some(id(n)), Some("no_provider_key".into()));
+        store.ledger().record_sync(refused).unwrap().await.unwrap();
+    }
+    let told: Vec<_> = store.events().recent().iter().map(|event| event.subject.clone()).collect();
+    assert_eq!(told, ["provider openai", "pool fast"]);
 }

@@ -146,3 +146,39 @@ async fn a_receiver_that_cannot_be_is_named_at_the_start() {
         assert!(said.contains(part) && !said.contains("plain"), "{said}");
     }
 }
+
+#[tokio::test]
+async fn a_canary_key_is_refused_like_an_unknown_one_and_told_of() {
+    let provider = Provider::always(Message::json(200, "{}")).await;
+    let sidekey = Sidekey::start(&Options::new().provider("openai", &provider.url())).await;
+    sidekey.add_provider_key("openai", REAL_KEY).await;
+    let canary = sidekey.create_key(&["--name", "in the wiki", "--canary"]).await;
+    assert_eq!(canary.data["canary"], true);
+    let ask = |key: String| {
+        let request = Request::post("/openai/v1/chat/completions", r#"{"model":"gpt-4o"}"#).bearer(&key);
+        let sidekey = &sidekey;
+        async move { sidekey.send(&request).await }
+    };
+    let last = canary.key.len() - 1;
+    let unknown = format!("sk-side-0123456789abcdef-{}", "x".repeat(43));
+    let wrong = format!("{}{}", &canary.key[..last], if canary.key.ends_with('0') { '1' } else { '0' });
+    let strip = |answer: crate::support::client::Answer| {
+        let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        (answer.status, body["error"]["message"].clone(), body["error"]["code"].clone())
+    };
+    let expected = strip(ask(unknown).await);
+    assert_eq!(expected.0, 401);
+    // Only who has the secret sets it off; twice is told once.
+    for key in [wrong, canary.key.clone(), canary.key] {
+        assert_eq!(strip(ask(key).await), expected);
+    }
+    assert_eq!(provider.count(), 0);
+    let told = sidekey.ok(&["alerts", "--kind", "key.canary", "-o", "jsonl"]).await;
+    let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["severity"], "error");
+    assert_eq!(told[0]["message"], "the canary key \"in the wiki\" was used from 127.0.0.1");
+    let page = sidekey.metrics().await;
+    assert!(page.contains("sidekey_key_validation_failures_total{reason=\"canary\"} 2"), "{page}");
+    sidekey.ok(&["key", "update", "in the wiki", "--canary", "false"]).await;
+}

@@ -303,6 +303,10 @@ fn the_tables_are_the_programs() {
     let shown = table("| why | status | code |").into_iter().map(|row| (row[1].clone(), row[2].clone()));
     assert_eq!(shown.collect::<BTreeSet<_>>(), kinds, "the table of refusals");
 
+    let kinds = sidekey::event::Kind::ALL.map(|kind| kind.as_str().to_owned());
+    let shown: Vec<String> = table("| kind | severity |").into_iter().map(|row| row[0].clone()).collect();
+    assert_eq!(shown, kinds, "the table of events");
+
     let mut env = command("bash", folder.path());
     env.args(["-c", "printf key | \"$BINARY\" env --key-stdin --shell json"]);
     let set: BTreeMap<String, Value> = serde_json::from_str(&ok(&mut env)).expect("JSON");

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::{Kind, Severity};
 use crate::net::dial::{Origin, Reach};
 use crate::secret::Secret;
+use crate::storage::Unusual;
 use crate::unit::duration;
 
 /// `[alerts]`.
@@ -25,13 +26,24 @@ pub struct AlertsSection {
     /// How long the same is told once only, with a count at the end.
     #[serde(with = "duration")]
     pub repeat_after: Duration,
+    /// A virtual key's rate is told when it is so many times what it was; 0 is never.
+    pub unusual_factor: u32,
+    /// And more than so many requests in a minute.
+    pub unusual_floor: u32,
     /// Receivers, by name.
     pub webhooks: BTreeMap<String, WebhookSection>,
 }
 
 impl Default for AlertsSection {
     fn default() -> Self {
-        Self { instance: None, repeat_after: Duration::from_secs(600), webhooks: BTreeMap::new() }
+        let Unusual { factor, floor } = Unusual::default();
+        Self {
+            instance: None,
+            repeat_after: Duration::from_secs(600),
+            unusual_factor: factor,
+            unusual_floor: floor,
+            webhooks: BTreeMap::new(),
+        }
     }
 }
 
@@ -68,6 +80,12 @@ impl Default for WebhookSection {
 }
 
 impl AlertsSection {
+    /// What counts as unusual.
+    #[must_use]
+    pub fn unusual(&self) -> Unusual {
+        Unusual { factor: self.unusual_factor, floor: self.unusual_floor }
+    }
+
     /// What is wrong, by field.
     #[must_use]
     pub fn faults(&self) -> Vec<(String, String)> {

@@ -16,6 +16,7 @@
 
 mod audited;
 mod upkeep;
+mod vigil;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::audit::Act;
 use crate::clock::Nanos;
+use crate::event::{Events, Kind, Severity};
 use crate::id::{KeyId, ScopeId};
 use crate::limit::{Moment, SavedRates, Watch};
 use crate::pricing::PriceTable;
@@ -66,6 +68,8 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How often places of open requests are cleared that nobody has taken again.
 const TIDY_EVERY: Nanos = 1_000_000_000;
 
+pub(super) use vigil::Vigil;
+
 type Reply = oneshot::Sender<Result<Stored, StoreError>>;
 
 pub(super) struct Writer {
@@ -80,6 +84,10 @@ pub(super) struct Writer {
     audit: Log,
     /// Requests that used each provider key since that was last recorded.
     uses: HashMap<KeyId, u64>,
+    vigil: Vigil,
+    events: Events,
+    /// Operators were told that the store is down.
+    told_down: bool,
     manifest: Manifest,
     tail: Tail,
     /// Taken from the queue, not committed yet.
@@ -138,6 +146,8 @@ pub(super) struct Parts {
     pub(super) audit: Log,
     /// How that log was found other than it was left.
     pub(super) damage: Option<String>,
+    pub(super) vigil: Vigil,
+    pub(super) events: Events,
     pub(super) lock: DirLock,
 }
 
@@ -157,6 +167,8 @@ impl Writer {
             journal,
             audit,
             damage,
+            vigil,
+            events,
             lock,
         } = parts;
         shared.given(aborted.len());
@@ -190,6 +202,9 @@ impl Writer {
             journal,
             audit,
             uses: HashMap::new(),
+            vigil,
+            events,
+            told_down: false,
             shared,
             commands,
             entries,
@@ -268,10 +283,24 @@ impl Writer {
         self.note_up();
     }
 
-    fn note_up(&self) {
+    fn note_up(&mut self) {
         let up = self.engine.is_some() && self.due.journal.is_none();
         self.shared.metrics.up.set(up.into());
-        self.shared.note_health(|health| health.up = up);
+        let mut reason = None;
+        self.shared.note_health(|health| {
+            health.up = up;
+            reason = health.last_error.clone();
+        });
+        if self.told_down == up {
+            self.told_down = !up;
+            let (kind, severity, text) = match up {
+                true => (Kind::StoreUp, Severity::Info, "it can be written again".to_owned()),
+                false => {
+                    (Kind::StoreDown, Severity::Error, reason.unwrap_or_else(|| "it cannot be written".to_owned()))
+                }
+            };
+            self.events.emit(kind, severity, "store", text);
+        }
     }
 
     fn write_ledger(&self) -> std::sync::RwLockWriteGuard<'_, Option<LedgerTrees>> {
@@ -578,6 +607,7 @@ impl Writer {
                     self.touched.insert(id);
                 }
             }
+            self.vigil.note(&entry, &snapshot);
             if let Some(id) = entry.provider_key {
                 *self.uses.entry(id).or_default() += 1;
             }
