@@ -121,7 +121,7 @@ struct Sidekey {
 impl Sidekey {
     async fn start(folder: &Path, provider: SocketAddr, port: u16) -> Result<Self> {
         let config = format!(
-            "[listen]\nproxy = \"127.0.0.1:0\"\ntelemetry = \"127.0.0.1:0\"\n[connect]\nallow_private = true\nports = [{port}]\n\
+            "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"off\"\ntelemetry = \"127.0.0.1:0\"\n[connect]\nallow_private = true\nports = [{port}]\n\
              [providers.openai]\nbase_url = \"http://{provider}\"\n"
         );
         std::fs::write(folder.join("sidekey.toml"), config)?;

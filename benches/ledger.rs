@@ -213,7 +213,7 @@ impl Place {
     fn config(&self, store: &str) -> Result<()> {
         let telemetry = self.telemetry;
         let text = format!(
-            "[listen]\nproxy = \"127.0.0.1:0\"\ntelemetry = \"{telemetry}\"\n[store]\n{store}\n[log]\nlevel = \"error\"\n"
+            "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"off\"\ntelemetry = \"{telemetry}\"\n[store]\n{store}\n[log]\nlevel = \"error\"\n"
         );
         Ok(fs::write(self.dir.join("sidekey.toml"), text)?)
     }

@@ -14,7 +14,7 @@ use serde_json::Value;
 /// Who acts, as far as is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
-    /// `uid:1000` for who holds the socket or the store, `token:<id>`, or `sidekey` itself.
+    /// `uid:1000` for who holds the socket or the store, `token:<id>`, `stranger` without one, or `sidekey` itself.
     pub actor: String,
     /// What a token may do.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -22,7 +22,7 @@
 //! | layer | modules | what it knows |
 //! |---|---|---|
 //! | words | [`audit`], [`clock`], [`event`], [`id`], [`metrics`], [`secret`], [`unit`](mod@unit) | time, names, figures |
-//! | domain | [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pool`], [`pricing`], [`scan`], [`tokens`] | one thing each, no I/O |
+//! | domain | [`access`], [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pool`], [`pricing`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |
 //! | shared words | [`explain`], [`lease`] | what operators ask of the request path |
@@ -44,6 +44,7 @@ pub mod policy;
 pub mod secret;
 pub mod unit;
 
+pub mod access;
 pub mod entry;
 pub mod limit;
 pub mod live;

@@ -21,6 +21,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("pricing", 10),
     ("scan", 10),
     ("tokens", 10),
+    ("access", 11),
     ("limit", 11),
     ("owner", 11),
     ("plan", 11),

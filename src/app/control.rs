@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::Router;
-
 use crate::app::keeper::Keeper;
 use crate::app::reload::Reloader;
 use crate::app::{StartError, expiry};
 use crate::clock::Clock;
+use crate::control::Api;
 use crate::control::alerts::Alerts;
 use crate::control::health::{self, Readiness};
 use crate::control::socket::{AdminSocket, serve_tcp};
+use crate::control::tcp::AdminTcp;
 use crate::metrics::Metrics;
 use crate::net::drain::{Drain, Watch};
 use crate::secret::Secret;
@@ -29,7 +29,9 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// What it serves.
 pub(super) struct Service<'a> {
-    pub(super) admin: Option<(&'a Path, Router)>,
+    pub(super) api: Api,
+    pub(super) admin_socket: Option<&'a Path>,
+    pub(super) admin: Option<AdminTcp>,
     pub(super) telemetry: Option<(TcpListener, Metrics, Readiness)>,
     pub(super) store: Store,
     pub(super) alerts: Alerts,
@@ -48,25 +50,26 @@ pub(super) struct Control {
 impl Control {
     /// Binds the admin socket, forgets the keys of commands that were killed, fetches references, and starts serving.
     pub(super) fn start(service: Service<'_>) -> Result<Self, StartError> {
-        let Service { admin, telemetry, store, alerts, secrets, keeper, reloader } = service;
+        let Service { api, admin_socket, admin, telemetry, store, alerts, secrets, keeper, reloader } = service;
         let watched = store.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let references = store.references(secrets);
-        let admin = runtime.block_on(async {
-            let admin = match admin {
-                Some((path, router)) => Some((AdminSocket::bind(path).await?, router)),
+        let socket = runtime.block_on(async {
+            let socket = match admin_socket {
+                Some(path) => Some(AdminSocket::bind(path).await?),
                 None => None,
             };
             forget_ephemeral(&store).await;
             fetch(&references).await;
-            Ok::<_, StartError>(admin)
+            Ok::<_, StartError>(socket)
         })?;
+        let ways = Ways { api, socket, admin };
         let drain = Arc::new(Drain::default());
         let watch = drain.watch();
         let thread = std::thread::Builder::new().name("sidekey-control".to_owned()).spawn(move || {
             let clock = Clock::system();
             let keeping = async { tokio::join!(keeper.work(), expiry::watch(&watched, &clock)) };
-            let served = runtime.block_on(serve(admin, telemetry, alerts, &references, &reloader, keeping, watch));
+            let served = runtime.block_on(serve(ways, telemetry, alerts, &references, &reloader, keeping, watch));
             if let Err(error) = served {
                 tracing::error!(%error, "the control plane has ended");
             }
@@ -105,8 +108,15 @@ async fn fetch(references: &References) {
     }
 }
 
+/// The admin API, and the ways to it.
+struct Ways {
+    api: Api,
+    socket: Option<AdminSocket>,
+    admin: Option<AdminTcp>,
+}
+
 async fn serve(
-    admin: Option<(AdminSocket, Router)>,
+    Ways { api, socket, admin }: Ways,
     telemetry: Option<(TcpListener, Metrics, Readiness)>,
     alerts: Alerts,
     references: &References,
@@ -115,10 +125,16 @@ async fn serve(
     watch: Watch,
 ) -> io::Result<()> {
     let stopped = |mut watch: Watch| async move { watch.signalled().await };
-    let (for_admin, for_telemetry) = (stopped(watch.clone()), stopped(watch.clone()));
+    let [for_socket, for_admin, for_telemetry] = [(); 3].map(|()| stopped(watch.clone()));
+    let socket = async {
+        match socket {
+            Some(socket) => socket.serve(api.gated(), for_socket).await,
+            None => std::future::pending().await,
+        }
+    };
     let admin = async {
         match admin {
-            Some((socket, router)) => socket.serve(router, for_admin).await,
+            Some(admin) => admin.serve(&api, for_admin).await,
             None => std::future::pending().await,
         }
     };
@@ -141,7 +157,7 @@ async fn serve(
         tokio::time::sleep(LINGER).await;
     };
     tokio::select! {
-        served = async { tokio::try_join!(admin, telemetry, telling) } => served.map(drop),
+        served = async { tokio::try_join!(socket, admin, telemetry, telling) } => served.map(drop),
         () = references.watch() => Ok(()),
         _ = keeping => Ok(()),
         () = reloader.run(references) => Ok(()),

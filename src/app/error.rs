@@ -17,6 +17,9 @@ pub enum StartError {
     /// A receiver of alerts cannot be.
     #[error("{0}")]
     Alerts(String),
+    /// The admin API's TLS cannot be set up.
+    #[error("admin.tls: {0}")]
+    AdminTls(TlsError),
     /// An address cannot be listened on.
     #[error("cannot listen on {address} ({key}): {source}")]
     Bind {

@@ -29,14 +29,15 @@ use crate::clock::Clock;
 use crate::config::{Environment, Loaded};
 use crate::control::alerts::Alerts;
 use crate::control::health::{Check, Readiness};
-use crate::control::{ControlState, Explainer, Facts, Leases, Lessor, Listening};
+use crate::control::tcp::AdminTcp;
+use crate::control::{Api, Console, ControlState, Explainer, Facts, Leases, Lessor, Listening};
 use crate::ingress::{FrontParts, Loops, Port};
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::net::dial::Dialer;
 use crate::net::drain::Drain;
 use crate::net::listener;
-use crate::net::tls::TlsClient;
+use crate::net::tls::{self, TlsClient};
 use crate::net::via::{Said, Via};
 use crate::provider::Registry;
 use crate::proxy::{Proxy, ProxyParts, Shared};
@@ -55,14 +56,16 @@ pub struct Listen {
     pub telemetry: Option<SocketAddr>,
     /// Redirected connections; with a loopback address, at that of the other family too.
     pub transparent: Option<SocketAddr>,
-    /// The admin API.
-    pub admin: Option<PathBuf>,
+    /// The admin API over TCP.
+    pub admin: Option<SocketAddr>,
+    /// The admin API's Unix socket.
+    pub admin_socket: Option<PathBuf>,
 }
 
 /// A sidekey at work. [`Running::stop`] ends it; dropping it leaves its threads behind.
 pub struct Running {
     listening: Listening,
-    admin: Router,
+    api: Api,
     readiness: Readiness,
     store: Store,
     shared: Arc<Shared>,
@@ -88,6 +91,7 @@ impl Running {
     pub fn start(loaded: &Loaded, environment: &Environment, listen: &Listen) -> Result<Self, StartError> {
         let listener = bind("listen.proxy", listen.proxy)?;
         let telemetry = listen.telemetry.map(|address| bind("listen.telemetry", address)).transpose()?;
+        let admin = listen.admin.map(|address| bind_admin(address, loaded)).transpose()?;
         let redirected = listen.transparent.map_or(Ok(Vec::new()), bind_redirected)?;
         let (clock, metrics) = (Clock::system(), Metrics::default());
         let registry = Live::new(loaded.config.registry()?);
@@ -95,7 +99,9 @@ impl Running {
             proxy: listener.local_addr()?,
             telemetry: telemetry.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
             transparent: redirected.first().map(std::net::TcpListener::local_addr).transpose()?,
-            admin: listen.admin.clone(),
+            admin: admin.as_ref().map(|admin| admin.listener.local_addr()).transpose()?,
+            admin_tls: admin.as_ref().is_some_and(|admin| admin.tls.is_some()),
+            admin_socket: listen.admin_socket.clone(),
         };
         let own_ports: Arc<[u16]> = listening.ports().collect();
         let dialer = dialer(environment, &own_ports)?;
@@ -132,7 +138,7 @@ impl Running {
         let env = |name: &str| environment.get(name).map(str::to_owned);
         let alerts = Alerts::new(&loaded.config.alerts, &env, &dialer, store.events(), &clock, &metrics);
         let alerts = alerts.map_err(StartError::Alerts)?;
-        let admin = crate::control::router(ControlState {
+        let api = crate::control::router(ControlState {
             store: store.clone(),
             registry: registry.clone(),
             keys: keys.clone(),
@@ -148,6 +154,7 @@ impl Running {
             leases: Some(leases),
             alerts: alerts.clone(),
             explainer: explainer(&store, &registry, &clock),
+            console: Console::default(),
             clock: clock.clone(),
         });
 
@@ -168,7 +175,9 @@ impl Running {
         let in_force = InForce { registry, keys, kept, ending: ending.clone(), port: Arc::clone(&port), report };
         let reloader = Arc::new(Reloader::new(loaded, environment, &store, &clock, &metrics, in_force));
         let control = control::Control::start(control::Service {
-            admin: listen.admin.as_deref().map(|path| (path, admin.clone())),
+            api: api.clone(),
+            admin_socket: listen.admin_socket.as_deref(),
+            admin,
             telemetry: telemetry.map(|listener| (listener, metrics, readiness.clone())),
             store: store.clone(),
             alerts,
@@ -187,7 +196,7 @@ impl Running {
         };
         let worker = worker.start(hurry.watch())?;
         readiness.set_started();
-        Ok(Self { listening, admin, readiness, store, shared, drain, hurry, reloader, worker, control })
+        Ok(Self { listening, api, readiness, store, shared, drain, hurry, reloader, worker, control })
     }
 
     /// The addresses in fact bound.
@@ -196,9 +205,9 @@ impl Running {
         &self.listening
     }
 
-    /// The admin API.
+    /// The admin API, for requests of this process.
     pub fn admin(&self) -> Router {
-        self.admin.clone()
+        self.api.own()
     }
 
     /// What cuts a [`Running::stop`] short when signalled.
@@ -223,7 +232,7 @@ impl Running {
         if let Some(shared) = Arc::into_inner(self.shared) {
             shared.close();
         }
-        drop(self.admin);
+        drop(self.api);
         self.control.stop();
         self.store.close();
     }
@@ -244,6 +253,15 @@ fn lessor(store: &Store) -> Lessor {
 
 fn bind(key: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
     listener::bind(address).map_err(|source| StartError::Bind { key, address, source })
+}
+
+fn bind_admin(address: SocketAddr, loaded: &Loaded) -> Result<AdminTcp, StartError> {
+    let section = &loaded.config.admin;
+    // Half of it was refused with the configuration.
+    let files = section.tls.files().unwrap_or_default();
+    let tls = files.map(|[cert, key, client_ca]| tls::mutual_server(cert, key, client_ca));
+    let tls = tls.transpose().map_err(StartError::AdminTls)?;
+    Ok(AdminTcp { listener: bind("listen.admin", address)?, hosts: section.hosts.clone(), tls })
 }
 
 /// The kernel leads each family to its own loopback address.

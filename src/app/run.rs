@@ -27,7 +27,8 @@ pub fn run(loaded: &Loaded, environment: &Environment) -> Result<(), StartError>
         proxy: loaded.config.listen.proxy,
         telemetry: Some(loaded.config.listen.telemetry),
         transparent: loaded.config.listen.transparent,
-        admin: Some(loaded.places.admin_socket()),
+        admin: loaded.config.listen.admin,
+        admin_socket: Some(loaded.admin_socket()),
     };
     let signals = Signals::new()?;
     let running = Running::start(loaded, environment, &listen)?;
@@ -113,7 +114,8 @@ impl RunFile {
             "proxy": listening.proxy,
             "telemetry": listening.telemetry,
             "transparent": listening.transparent,
-            "admin_socket": listening.admin,
+            "admin": listening.admin,
+            "admin_socket": listening.admin_socket,
         });
         // Renamed into place: a reader sees all of it or nothing.
         fs::write(&aside, format!("{text}\n"))?;

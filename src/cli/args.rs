@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::access::Role;
 use crate::cli::alerts::AlertsArgs;
 use crate::cli::audit::AuditArgs;
 use crate::cli::ca::CaCommand;
@@ -104,6 +105,15 @@ pub enum Command {
     /// Provider keys: the real ones
     #[command(subcommand)]
     ProviderKey(ProviderKeyCommand),
+    /// Admin tokens: what programs and people show at the TCP address of the admin API
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Opens the console in a browser, logged in
+    Ui {
+        /// Only prints the address; it is good once, for a minute
+        #[arg(long)]
+        no_open: bool,
+    },
     /// Teams: what all keys of one may use together
     #[command(subcommand)]
     Team(OwnerCommand),
@@ -155,12 +165,42 @@ pub enum Command {
     Man,
 }
 
+/// `sidekey token`.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Makes one and shows it, once
+    #[command(alias = "add")]
+    Create {
+        /// What it is called
+        #[arg(long)]
+        name: String,
+        /// admin, operator, reader or user:ID
+        #[arg(long)]
+        role: Role,
+        /// Days from now until it expires, 90 unless given; none is never
+        #[arg(long, value_name = "DAYS", value_parser = days)]
+        expires_days: Option<OrNone<u32>>,
+    },
+    /// All of them
+    #[command(alias = "ls")]
+    List,
+    /// Takes one back, for good
+    #[command(alias = "delete")]
+    Revoke {
+        /// Its id or name
+        token: String,
+    },
+}
+
 /// `sidekey run`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RunArgs {
     /// The proxy's address, over listen.proxy
     #[arg(long, value_name = "ADDRESS")]
     pub proxy: Option<String>,
+    /// The admin API's address, or off, over listen.admin
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<String>,
     /// The telemetry's address, over listen.telemetry
     #[arg(long, value_name = "ADDRESS")]
     pub telemetry: Option<String>,
@@ -887,6 +927,10 @@ mod tests {
             "provider-key rotate main --stdin --no-test",
             "provider-key test --all",
             "config explain listen.proxy",
+            "token create --name ci --role user:alice --expires-days none",
+            "token revoke ci",
+            "run --admin off",
+            "ui --no-open",
             "status -o json",
             "completion zsh",
         ] {
@@ -929,6 +973,7 @@ mod tests {
             "key create --name a --sources here",
             "key create --name a --expires-days soon",
             "exec",
+            "token create --name a --role root",
             "usage --by colour",
             "--set x run",
         ] {

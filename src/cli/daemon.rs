@@ -22,7 +22,7 @@ fn private(mut loaded: Loaded, environment: Environment) -> PrivateStart {
     loaded.config.connect.ca = CaKeeping::Ephemeral;
     Box::pin(async move {
         let free = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
-        let listen = Listen { proxy: free, telemetry: None, transparent: None, admin: None };
+        let listen = Listen { proxy: free, telemetry: None, transparent: None, admin: None, admin_socket: None };
         let starting = std::thread::spawn(move || Running::start(&loaded, &environment, &listen));
         let started = starting.join().map_err(|_| Failure::new(Exit::Failure, "the proxy panicked at its start"))?;
         let running = started?;
@@ -40,6 +40,7 @@ impl From<StartError> for Failure {
             StartError::Bind { key, .. } => Self::new(Exit::Failure, text)
                 .fix(format!("stop what listens there, or choose another address: --set {key}=127.0.0.1:0")),
             StartError::Alerts(_) | StartError::Config(_) | StartError::Proxy(_) => Self::new(Exit::Config, text),
+            StartError::AdminTls(_) => Self::new(Exit::Config, text).fix("correct the files that admin.tls names"),
             StartError::Tls(_) => Self::new(Exit::Config, text).fix("correct SSL_CERT_FILE, or unset it"),
             StartError::Socket(SocketError::InUse(_)) => {
                 Self::new(Exit::Store, text).fix("a daemon runs on this data directory; stop it, or use another")

@@ -32,15 +32,18 @@ pub(super) async fn run(session: &Session) -> Result<ExitCode, Failure> {
     lines.extend(modes(&places.data_dir));
     lines.push(master_key(session));
     lines.extend(limits());
-    match AdminClient::of_daemon(&places.admin_socket()).await {
+    let socket = session.loaded.admin_socket();
+    match AdminClient::of_daemon(&socket).await {
         Some(client) => {
-            lines.push(ok("daemon", format!("answers on {}", places.admin_socket().display())));
+            lines.push(ok("daemon", format!("answers on {}", socket.display())));
             lines.extend(contents(&client).await);
         }
         None => {
             lines.push(warn("daemon", "not running", "`sidekey run`"));
             let listen = session.loaded.config.listen;
-            lines.extend([("proxy", listen.proxy), ("telemetry", listen.telemetry)].map(|(name, at)| port(name, at)));
+            let admin = listen.admin.map(|at| ("admin", at));
+            let all = [("proxy", listen.proxy), ("telemetry", listen.telemetry)].into_iter().chain(admin);
+            lines.extend(all.map(|(name, at)| port(name, at)));
             match store::connect(session).await {
                 Ok(connected) => {
                     lines.push(ok("store", format!("opens at {}", places.data_dir.display())));

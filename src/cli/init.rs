@@ -23,7 +23,7 @@ use crate::config::template;
 pub(super) async fn run(session: &Session) -> Result<(), Failure> {
     let places = &session.loaded.places;
     let wrote = write_template(&places.config_file)?;
-    let running = AdminClient::of_daemon(&places.admin_socket()).await.is_some();
+    let running = AdminClient::of_daemon(&session.loaded.admin_socket()).await.is_some();
     let (existed, master_key) = if running {
         (true, None)
     } else {

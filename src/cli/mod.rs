@@ -38,7 +38,9 @@ pub mod settings;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tokens;
 pub mod trust;
+mod ui;
 mod usage;
 
 use std::ffi::OsString;
@@ -179,6 +181,8 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         | Command::ProviderKey(_)
         | Command::Status
         | Command::Team(_)
+        | Command::Token(_)
+        | Command::Ui { .. }
         | Command::User(_)
         | Command::Usage(_)) => return block_on(through_api(&session, command)),
     }
@@ -189,6 +193,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
 async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Alerts(args) => return alerts::run(session, &args).await,
+        Command::Ui { no_open } => return ui::run(session, no_open).await.map(|()| ExitCode::SUCCESS),
         Command::Status => return usage::status(session).await.map(|()| ExitCode::SUCCESS),
         _ => {}
     }
@@ -207,6 +212,7 @@ async fn through_api(session: &Session, command: Command) -> Result<ExitCode, Fa
         Command::Provider(command) => usage::provider(session, client, &command).await,
         Command::ProviderKey(command) => provider_keys::run(session, client, command).await,
         Command::Team(command) => owners::run(session, client, "team", command).await,
+        Command::Token(command) => tokens::run(session, client, command).await,
         Command::Usage(args) => usage::usage(session, client, &args).await,
         Command::User(command) => owners::run(session, client, "user", command).await,
         _ => Ok(()),
@@ -222,7 +228,7 @@ async fn execute(session: Session, args: args::ExecArgs) -> Result<ExitCode, Fai
         return Err(failure.fix("run the command itself: its variables are set"));
     }
     let around = exec::Around { environment: session.environment.clone(), places: session.loaded.places.clone() };
-    if let Some(client) = AdminClient::of_daemon(&around.places.admin_socket()).await {
+    if let Some(client) = AdminClient::of_daemon(&session.loaded.admin_socket()).await {
         return exec::run(&client, proxy_of(&client).await?, &args, &around).await;
     }
     let private = (session.hooks.private)(session.loaded, session.environment).await?;
@@ -263,8 +269,12 @@ fn load(cli: &Cli, environment: &Environment) -> Result<Loaded, Unloaded> {
     }
     let mut overrides = cli.global.set.clone();
     if let Command::Run(args) = &cli.command {
-        let said =
-            [("listen.proxy", &args.proxy), ("listen.telemetry", &args.telemetry), ("log.level", &args.log_level)];
+        let said = [
+            ("listen.proxy", &args.proxy),
+            ("listen.admin", &args.admin),
+            ("listen.telemetry", &args.telemetry),
+            ("log.level", &args.log_level),
+        ];
         overrides.extend(said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?))));
     }
     // What the daemon says of a faulty file can be asked with that very file in place.

@@ -15,7 +15,7 @@ use crate::cli::out;
 use crate::clock::Clock;
 use crate::control::alerts::Alerts;
 use crate::control::health::Readiness;
-use crate::control::{ControlState, Facts, router};
+use crate::control::{Console, ControlState, Facts, router};
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::provider::Registry;
@@ -45,7 +45,7 @@ impl Connected {
 
 /// The daemon's API, or our own over the store.
 pub(super) async fn connect(session: &Session) -> Result<Connected, Failure> {
-    if let Some(client) = AdminClient::of_daemon(&session.loaded.places.admin_socket()).await {
+    if let Some(client) = AdminClient::of_daemon(&session.loaded.admin_socket()).await {
         return Ok(Connected { client, store: None });
     }
     let registry = registry(session)?;
@@ -56,14 +56,14 @@ pub(super) async fn connect(session: &Session) -> Result<Connected, Failure> {
             Err(StoreError::Locked { .. }) if waited < PATIENCE => {
                 tokio::time::sleep(PAUSE).await;
                 waited += PAUSE;
-                if let Some(client) = AdminClient::of_daemon(&session.loaded.places.admin_socket()).await {
+                if let Some(client) = AdminClient::of_daemon(&session.loaded.admin_socket()).await {
                     return Ok(Connected { client, store: None });
                 }
             }
             opened => break opened?,
         }
     };
-    let client = AdminClient::Local(router(state(session, &store, registry)));
+    let client = AdminClient::Local(router(state(session, &store, registry)).own());
     Ok(Connected { client, store: Some(store) })
 }
 
@@ -103,6 +103,7 @@ fn state(session: &Session, store: &Store, registry: Registry) -> ControlState {
         },
         clock,
         keys: Live::new(session.loaded.config.keys.clone()),
+        console: Console::default(),
         readiness: Readiness::default(),
     }
 }
@@ -137,7 +138,7 @@ pub(super) async fn backup(client: &AdminClient, file: &Path) -> Result<(), Fail
 /// `sidekey restore`: into a data directory without a store, and with no daemon on it.
 pub(super) async fn restore(session: &Session, file: &Path, force: bool) -> Result<(), Failure> {
     let dir = session.loaded.places.data_dir.clone();
-    if AdminClient::of_daemon(&session.loaded.places.admin_socket()).await.is_some() {
+    if AdminClient::of_daemon(&session.loaded.admin_socket()).await.is_some() {
         let failure = Failure::new(Exit::Store, format!("a daemon runs on {}", dir.display()));
         return Err(failure.fix("stop it first"));
     }

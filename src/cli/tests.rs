@@ -163,7 +163,7 @@ fn commands_speak_to_a_daemon() {
     .expect("it opens");
     let tester = (HOOKS.tester)(&store, &registry, &Environment::from_pairs([]));
     let explainer = (HOOKS.explainer)(&store, &registry, &clock);
-    let router = crate::control::router(crate::control::ControlState {
+    let api = crate::control::router(crate::control::ControlState {
         roots: None,
         leases: None,
         store: store.clone(),
@@ -176,6 +176,8 @@ fn commands_speak_to_a_daemon() {
                 telemetry: None,
                 transparent: None,
                 admin: None,
+                admin_tls: false,
+                admin_socket: None,
             }),
             ..crate::control::Facts::default()
         },
@@ -183,6 +185,7 @@ fn commands_speak_to_a_daemon() {
         tester,
         alerts: crate::control::alerts::Alerts::default(),
         explainer,
+        console: crate::control::Console::default(),
     });
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let (ready, is_ready) = std::sync::mpsc::channel();
@@ -190,7 +193,7 @@ fn commands_speak_to_a_daemon() {
         block_on(async {
             let socket = crate::control::socket::AdminSocket::bind(&data.join("admin.sock")).await.expect("bound");
             ready.send(()).expect("somebody waits");
-            socket.serve(router, async { stopped.await.unwrap_or_default() }).await?;
+            socket.serve(api.gated(), async { stopped.await.unwrap_or_default() }).await?;
             Ok(())
         })
     });

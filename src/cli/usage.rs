@@ -170,7 +170,7 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
 /// # Errors
 /// When none answers.
 pub(super) async fn daemon(session: &Session) -> Result<AdminClient, Failure> {
-    let socket = session.loaded.places.admin_socket();
+    let socket = session.loaded.admin_socket();
     AdminClient::of_daemon(&socket).await.ok_or_else(|| {
         let failure = Failure::new(Exit::Unreachable, format!("no daemon answers on {}", socket.display()));
         failure.fix("start one: `sidekey run`; or name its place with --data-dir")

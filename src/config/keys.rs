@@ -79,7 +79,7 @@ pub static KEYS: &[Key] = &[
         "listen.admin",
         Kind::Address,
         "\"127.0.0.1:4142\"",
-        "Reserved for the admin console; the admin API is on <data_dir>/admin.sock.",
+        "The admin API and the console, for who has a token; or \"off\".",
     ),
     fixed("listen.telemetry", Kind::Address, "\"127.0.0.1:4143\"", "/livez /readyz /healthz /metrics."),
     fixed(
@@ -88,6 +88,21 @@ pub static KEYS: &[Key] = &[
         "",
         "Connections redirected by the kernel, as \"127.0.0.1:15001\"; off unless set.",
     ),
+    fixed("admin.socket", Kind::Text, "", "The admin API's Unix socket; <data_dir>/admin.sock unless set."),
+    fixed(
+        "admin.hosts",
+        Kind::Texts,
+        "[]",
+        "Hosts by which listen.admin may be called, beside localhost, 127.0.0.1 and [::1].",
+    ),
+    key(
+        "admin.tls.cert",
+        Kind::Text,
+        "",
+        "PEM: the certificate shown at listen.admin; all three of admin.tls or none.",
+    ),
+    fixed("admin.tls.key", Kind::Text, "", "PEM: its key."),
+    fixed("admin.tls.client_ca", Kind::Text, "", "PEM: the roots of the certificates that clients must show."),
     key(
         "connect.other_hosts",
         Kind::Word(&["tunnel", "deny"]),
@@ -432,8 +447,8 @@ mod tests {
         for key in KEYS {
             let (section, name) = key.path.rsplit_once('.').expect("a section");
             said.entry(section).or_default().insert(name.to_owned());
-            // A table of the operator's names within a section.
-            if let Some((outer, inner)) = section.strip_suffix(".*").and_then(|table| table.rsplit_once('.')) {
+            // A table in a table is a field of the outer one.
+            if let Some((outer, inner)) = section.strip_suffix(".*").unwrap_or(section).rsplit_once('.') {
                 said.entry(outer).or_default().insert(inner.to_owned());
             }
         }

@@ -3,7 +3,7 @@
 //! Owns precedence. A fault of the file has line and column; a fault of a variable has its name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
@@ -74,6 +74,12 @@ impl Loaded {
         let differing = keys.into_iter().filter(|key| value(self, key) != value(other, key));
         let restart = |key: &str| KEYS.iter().any(|row| row.restart && row.matches(key));
         differing.map(|key| (key.clone(), restart(&key))).collect()
+    }
+
+    /// The Unix socket of the admin API.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.config.admin.socket.clone().unwrap_or_else(|| self.places.admin_socket())
     }
 
     /// Every key that was said somewhere, and every key with a default.
@@ -377,6 +383,16 @@ mod tests {
                 "sidekey.toml:2:16: prices.openai/b: there is no price of a/c",
             ),
             (
+                "an admin API for the network",
+                "[listen]\nadmin = \"0.0.0.0:4142\"",
+                "sidekey.toml:2:1: listen.admin: 0.0.0.0:4142 can be reached from elsewhere: set admin.tls (cert, key and client_ca), or listen on 127.0.0.1",
+            ),
+            (
+                "half of a TLS",
+                "[admin.tls]\ncert = \"a.pem\"",
+                "sidekey.toml:2:1: admin.tls.key: is missing: TLS takes cert, key and client_ca",
+            ),
+            (
                 "ports",
                 "[listen]\nproxy = \"127.0.0.1:4143\"",
                 "sidekey.toml:2:1: listen.telemetry: 127.0.0.1:4143 is also listen.proxy",
@@ -392,8 +408,8 @@ mod tests {
         let pairs = [("SIDEKEY_LISTEN__PROXY", "127.0.0.1:11"), ("SIDEKEY_LISTEN__TELEMETRY", "127.0.0.1:12")];
         let loaded = load_text(file, &pairs, &[("listen.proxy", "127.0.0.1:21")]).expect("valid");
         let ports =
-            [loaded.config.listen.proxy, loaded.config.listen.telemetry, loaded.config.listen.admin].map(|a| a.port());
-        assert_eq!(ports, [21, 12, 3]);
+            [Some(loaded.config.listen.proxy), Some(loaded.config.listen.telemetry), loaded.config.listen.admin];
+        assert_eq!(ports.map(|address| address.map(|a| a.port())), [Some(21), Some(12), Some(3)]);
         let said: Vec<String> = loaded.explain("listen.proxy").iter().map(|said| said.value.clone()).collect();
         assert_eq!(said, ["\"127.0.0.1:21\"", "\"127.0.0.1:11\"", "\"127.0.0.1:1\"", "\"127.0.0.1:4141\""]);
     }

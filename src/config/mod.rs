@@ -17,6 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::control::alerts::section::AlertsSection;
+use crate::control::section::AdminSection;
 use crate::ingress::section::ConnectSection;
 use crate::pricing::{ANY, Listing, Overlay, PriceName, PriceTable, Prices};
 use crate::provider::{ConfigFault, ProviderSection, Registry};
@@ -40,6 +41,8 @@ pub struct Config {
     pub alerts: AlertsSection,
     /// Addresses.
     pub listen: ListenSection,
+    /// The admin API.
+    pub admin: AdminSection,
     /// Clients that use sidekey as a proxy.
     pub connect: ConnectSection,
     /// What new virtual keys get.
@@ -66,8 +69,9 @@ pub struct Config {
 pub struct ListenSection {
     /// Reverse and connect.
     pub proxy: SocketAddr,
-    /// Reserved for the admin console; the admin API is served on `<data_dir>/admin.sock`.
-    pub admin: SocketAddr,
+    /// The admin API and the console, beside the Unix socket; `None` is off.
+    #[serde(with = "off")]
+    pub admin: Option<SocketAddr>,
     /// `/livez`, `/readyz`, `/healthz`, `/metrics`.
     pub telemetry: SocketAddr,
     /// Connections redirected by the kernel; off unless set.
@@ -77,7 +81,32 @@ pub struct ListenSection {
 
 impl Default for ListenSection {
     fn default() -> Self {
-        Self { proxy: loopback(4141), admin: loopback(4142), telemetry: loopback(4143), transparent: None }
+        Self { proxy: loopback(4141), admin: Some(loopback(4142)), telemetry: loopback(4143), transparent: None }
+    }
+}
+
+/// An address, or `"off"`.
+mod off {
+    use std::net::SocketAddr;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    const OFF: &str = "off";
+
+    #[expect(clippy::ref_option, reason = "the form that serde calls")]
+    pub(super) fn serialize<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+        match address {
+            Some(address) => serializer.collect_str(address),
+            None => serializer.serialize_str(OFF),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == OFF {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(serde::de::Error::custom)
     }
 }
 
@@ -202,6 +231,7 @@ impl Config {
         for (field, what) in self.alerts.faults() {
             faults.push(wrong(&[&format!("alerts.{field}"), "alerts"], what));
         }
+        faults.extend(self.open_admin());
         faults.extend(self.shared_addresses());
         match self.registry() {
             Ok(registry) => faults.extend(self.unknown_prices(&registry)),
@@ -260,12 +290,28 @@ impl Config {
         Wrong { keys: vec![key, format!("providers.{}", fault.provider)], what: fault.problem }
     }
 
+    /// A token that anybody on the network can try, and that travels in clear text, is not enough.
+    fn open_admin(&self) -> Option<Wrong> {
+        let tls = match self.admin.tls.files() {
+            Ok(tls) => tls,
+            Err(missing) => {
+                let key = format!("admin.tls.{missing}");
+                return Some(wrong(&[&key, "admin.tls"], "is missing: TLS takes cert, key and client_ca"));
+            }
+        };
+        let address = self.listen.admin.filter(|address| !address.ip().is_loopback() && tls.is_none())?;
+        let what = format!(
+            "{address} can be reached from elsewhere: set admin.tls (cert, key and client_ca), or listen on 127.0.0.1"
+        );
+        Some(wrong(&["listen.admin"], what))
+    }
+
     /// Two listeners on one address: the second would fail to bind, and its name is what the reader needs.
     fn shared_addresses(&self) -> Option<Wrong> {
         let said = [
             ("listen.proxy", Some(self.listen.proxy)),
             ("listen.telemetry", Some(self.listen.telemetry)),
-            ("listen.admin", Some(self.listen.admin)),
+            ("listen.admin", self.listen.admin),
             ("listen.transparent", self.listen.transparent),
         ];
         let mut seen: BTreeMap<SocketAddr, &'static str> = BTreeMap::new();

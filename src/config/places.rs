@@ -46,7 +46,7 @@ impl Places {
         })
     }
 
-    /// The Unix socket of the admin API.
+    /// The Unix socket of the admin API, unless the configuration names another.
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {
         self.data_dir.join("admin.sock")

@@ -12,6 +12,8 @@ use http::{Method, StatusCode};
 
 use crate::audit::{Act, Actor, Outcome};
 use crate::control::ControlState;
+use crate::control::caller::Caller;
+use crate::control::gate::X_USER_ID;
 use crate::control::problem::{Code, Problem};
 
 /// Lists, and one of each.
@@ -24,6 +26,7 @@ const KINDS: &[(&str, &str)] = &[
     ("provider-keys", "provider_key"),
     ("providers", "provider"),
     ("routes", "route"),
+    ("session", "session"),
     ("teams", "team"),
     ("tokens", "token"),
     ("users", "user"),
@@ -61,17 +64,24 @@ fn named(method: &Method, path: &str) -> (String, String) {
 }
 
 /// Who asks.
-fn actor(state: &ControlState, request: &Request) -> Actor {
-    let from = if state.facts.listening.is_some() { "socket" } else { "command" };
-    let own = || Actor::user(rustix::process::geteuid().as_raw(), from);
-    request.extensions().get::<Actor>().cloned().unwrap_or_else(own)
+fn actor(request: &Request) -> Actor {
+    let caller = request.extensions().get::<Caller>();
+    let (Some(caller), own) = (caller, rustix::process::geteuid().as_raw()) else {
+        return Actor { actor: "nobody".to_owned(), role: None, from: "nowhere".to_owned() };
+    };
+    let mut actor = caller.actor(own);
+    if let Some(user) = request.headers().get(X_USER_ID).and_then(|value| value.to_str().ok()) {
+        let role = actor.role.unwrap_or_else(|| "admin".to_owned());
+        actor.role = Some(format!("{role} as user:{user}"));
+    }
+    actor
 }
 
 /// Around every request.
 pub(super) async fn watch(State(state): State<Arc<ControlState>>, request: Request, next: Next) -> Response {
     let (action, object) = named(request.method(), request.uri().path());
     let asks_only = matches!(*request.method(), Method::GET | Method::HEAD) || QUESTIONS.contains(&&*action);
-    let act = Act::new(actor(&state, &request), action, object);
+    let act = Act::new(actor(&request), action, object);
     let audit = state.store.audit();
     if asks_only {
         let response = next.run(request).await;

@@ -10,6 +10,7 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::rfc3339;
+use crate::control::caller::Caller;
 use crate::control::policy::{Figure, LimitView, bare};
 use crate::control::problem::{Asked, Problem};
 use crate::control::{ControlState, keys};
@@ -122,6 +123,7 @@ struct WouldView {
 
 pub(super) async fn explain(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Asked(query): Asked<ExplainQuery>,
 ) -> Result<Json<ExplainView>, Problem> {
     if query.key.is_empty() {
@@ -129,7 +131,7 @@ pub(super) async fn explain(
     }
     let endpoint = query.endpoint.as_deref().map(str::parse::<Endpoint>).transpose();
     let question = Question {
-        key: keys::find(&state, &query.key)?,
+        key: keys::find(&state, &caller, &query.key)?,
         model: query.model,
         provider: query.provider,
         endpoint: endpoint.map_err(|error| Problem::invalid("endpoint", error.to_string()))?,

@@ -15,12 +15,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::clock::parse_rfc3339;
+use crate::control::caller::{Caller, not_yours};
+use crate::control::own;
 use crate::control::policy::{With, allowed, globs, said, set};
 use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
 use crate::control::view::KeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
-use crate::id::KeyId;
+use crate::id::{KeyId, Owner};
 use crate::limit::Moment;
+use crate::owner::OwnerPolicy;
 use crate::plan::Plan;
 use crate::policy::{Budget, Limits, Policy};
 use crate::provider::{Endpoint, NoProvider, provider};
@@ -83,13 +86,15 @@ pub(super) struct ListQuery {
 
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Asked(query): Asked<ListQuery>,
 ) -> Result<Json<Value>, Problem> {
     let snapshot = state.store.snapshot();
     let wanted = |key: &&Arc<KeyState>| {
         let matches =
             |said: &Option<String>, value: Option<&str>| said.as_deref().is_none_or(|said| Some(said) == value);
-        matches(&query.user, key.record.user.as_deref())
+        caller.sees_user(key.record.user.as_deref())
+            && matches(&query.user, key.record.user.as_deref())
             && matches(&query.team, key.record.team.as_deref())
             && matches(&query.plan, key.record.plan.as_deref())
             && matches(&query.name, Some(&key.record.name))
@@ -104,10 +109,14 @@ pub(super) async fn list(
 
 pub(super) async fn create(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let With { policy, rest: wish } = parse::<With<Wish>>(&headers, &body, Tell::All)?;
+    if let Some(user) = caller.user() {
+        wish.check_own(&state, user)?;
+    }
     let at = Moment::of(&state.clock);
     let now = at.wall_ms;
     let id = KeyId::random().map_err(|error| Problem::internal(error.to_string()))?;
@@ -124,7 +133,7 @@ pub(super) async fn create(
         digest,
         previous: None,
         prefix,
-        user: None,
+        user: caller.user().map(str::to_owned),
         team: None,
         status: Status::Active,
         created_ms: now,
@@ -148,7 +157,11 @@ pub(super) async fn create(
         version: 0,
     };
     wish.apply(&state, &mut record, now)?;
+    let least = record.policy.clone();
     policy.apply(&mut record.policy)?;
+    if caller.user().is_some() {
+        own::check(&record, &least, now + default_days * DAY_MS)?;
+    }
     let made = state.store.create_virtual_key(record).await?;
     let body = json!({"key": key.expose(), "key_data": KeyView::new(&made, at)});
     let location = format!("/api/keys/{id}");
@@ -156,12 +169,17 @@ pub(super) async fn create(
         .into_response())
 }
 
-pub(super) async fn show(State(state): State<Arc<ControlState>>, Path(id): Path<String>) -> Result<Response, Problem> {
-    Ok(answer(&state, &*find(&state, &id)?))
+pub(super) async fn show(
+    State(state): State<Arc<ControlState>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    Ok(answer(&state, &*find(&state, &caller, &id)?))
 }
 
 pub(super) async fn update(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Bytes,
@@ -172,8 +190,13 @@ pub(super) async fn update(
             return Err(Problem::invalid(field, "cannot change").fix("make a new key"));
         }
     }
+    if caller.user().is_some() && !(policy.is_empty() && wish.is_about_itself()) {
+        let problem =
+            not_yours("body", "users change name and metadata; for more ask an operator, or make another key");
+        return Err(problem);
+    }
     let now = state.clock.wall_ms();
-    change(&state, &id, &headers, |record| {
+    change(&state, &caller, &id, &headers, |record| {
         if let Some(name) = &wish.name {
             record.name.clone_from(name);
         }
@@ -185,11 +208,12 @@ pub(super) async fn update(
 
 pub(super) async fn delete(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let expected = expected_version(&headers)?;
-    let id = find(&state, &id)?.record.id;
+    let id = find(&state, &caller, &id)?.record.id;
     state.store.delete_virtual_key(id, expected).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -202,6 +226,7 @@ struct Rotation {
 
 pub(super) async fn rotate(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Bytes,
@@ -209,7 +234,7 @@ pub(super) async fn rotate(
     let rotation: Rotation = parse(&headers, &body, Tell::All)?;
     let grace = rotation.grace.as_deref().map(duration::parse).transpose();
     let grace = grace.map_err(|error| Problem::invalid("grace", error))?.unwrap_or_default();
-    let before = find(&state, &id)?;
+    let before = find(&state, &caller, &id)?;
     if before.record.status == Status::Revoked {
         return Err(revoked());
     }
@@ -229,30 +254,39 @@ pub(super) async fn rotate(
 
 pub(super) async fn enable(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_status(&state, &id, &headers, Status::Active).await
+    set_status(&state, &caller, &id, &headers, Status::Active).await
 }
 
 pub(super) async fn disable(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_status(&state, &id, &headers, Status::Disabled).await
+    set_status(&state, &caller, &id, &headers, Status::Disabled).await
 }
 
 pub(super) async fn revoke(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_status(&state, &id, &headers, Status::Revoked).await
+    set_status(&state, &caller, &id, &headers, Status::Revoked).await
 }
 
-async fn set_status(state: &ControlState, id: &str, headers: &HeaderMap, status: Status) -> Result<Response, Problem> {
-    change(state, id, headers, |record| {
+async fn set_status(
+    state: &ControlState,
+    caller: &Caller,
+    id: &str,
+    headers: &HeaderMap,
+    status: Status,
+) -> Result<Response, Problem> {
+    change(state, caller, id, headers, |record| {
         // Whoever took a key back relies on its staying so.
         if record.status == Status::Revoked && status != Status::Revoked {
             return Err(revoked());
@@ -301,10 +335,11 @@ pub(super) async fn validate(
     Ok(Json(json!({"valid": reason.is_none(), "reason": reason, "key_data": data})))
 }
 
-/// The key of this id.
-pub(super) fn find(state: &ControlState, id: &str) -> Result<Arc<KeyState>, Problem> {
+/// The key of this id; that of somebody else is none.
+pub(super) fn find(state: &ControlState, caller: &Caller, id: &str) -> Result<Arc<KeyState>, Problem> {
     let id = key_id(id)?;
     let found = state.store.snapshot().virtual_key(id).cloned();
+    let found = found.filter(|key| caller.sees_user(key.record.user.as_deref()));
     found.ok_or_else(|| Problem::not_found(&format!("virtual key {id}")))
 }
 
@@ -316,11 +351,12 @@ fn answer(state: &ControlState, key: &KeyState) -> Response {
 /// Reads, changes, writes; a change in between is a 412, whether the caller named a version or not.
 async fn change(
     state: &ControlState,
+    caller: &Caller,
     id: &str,
     headers: &HeaderMap,
     edit: impl FnOnce(&mut VirtualKey) -> Result<(), Problem>,
 ) -> Result<Response, Problem> {
-    let before = find(state, id)?;
+    let before = find(state, caller, id)?;
     let expected = expected_version(headers)?.unwrap_or(before.record.version);
     let mut record = before.record.clone();
     edit(&mut record)?;
@@ -329,6 +365,61 @@ async fn change(
 }
 
 impl Wish {
+    /// True when nothing is said but what a key is called, and notes.
+    fn is_about_itself(&self) -> bool {
+        let Self {
+            name: _,
+            metadata: _,
+            prefix,
+            user,
+            team,
+            models,
+            providers,
+            endpoints,
+            sources,
+            plan,
+            expires_days,
+            expires,
+            stream_usage,
+            pool,
+            lease,
+            fallback,
+            ephemeral,
+            canary,
+        } = self;
+        let texts = [user, team, plan, pool, expires].iter().all(|said| said.is_none());
+        let lists = [models, providers, endpoints, sources].iter().all(|said| said.is_none());
+        let others = expires_days.is_none() && stream_usage.is_none() && fallback.is_none() && ephemeral.is_none();
+        texts && lists && others && prefix.is_none() && lease.is_none() && canary.is_none()
+    }
+
+    /// What a user may not say of a key of their own. What all of them may use together is the user's policy, so there
+    /// must be one.
+    fn check_own(&self, state: &ControlState, user: &str) -> Result<(), Problem> {
+        if state.store.snapshot().named::<OwnerPolicy>(&Owner::User(user.to_owned()).to_string()).is_none() {
+            let detail = format!("user {user:?} has no policy, which is what holds the keys they make");
+            return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
+                .fix(format!("an operator makes one: sidekey user set {user:?} --budget 20/month")));
+        }
+        if self.user.as_ref().is_some_and(|said| said.as_deref() != Some(user)) {
+            return Err(not_yours("user", "leave it out: the key is yours"));
+        }
+        let said = [
+            ("team", self.team.is_some()),
+            ("plan", self.plan.is_some()),
+            ("pool", self.pool.is_some()),
+            ("lease", self.lease.is_some()),
+            // Where no model can be checked, naming an endpoint is what allows it.
+            ("endpoints", self.endpoints.is_some()),
+            ("ephemeral", self.ephemeral.is_some()),
+            ("canary", self.canary.is_some()),
+        ];
+        match said.into_iter().find(|(_, said)| *said) {
+            Some((field, _)) => Err(not_yours(field, "leave it out, or ask an operator")),
+            None => Ok(()),
+        }
+    }
+
     /// Writes what was said into `record`.
     fn apply(&self, state: &ControlState, record: &mut VirtualKey, now: u64) -> Result<(), Problem> {
         for (field, name) in [

@@ -22,6 +22,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use crate::clock::{Clock, rfc3339};
+use crate::control::caller::Caller;
 use crate::control::problem::{Problem, Tell, parse};
 use crate::control::{ControlState, Lessor};
 use crate::entry::{Entry, Outcome};
@@ -155,18 +156,30 @@ fn charge(
 }
 
 /// The virtual key of a request. A refusal does not tell apart what a stranger must not know.
-fn authenticate(state: &ControlState, headers: &HeaderMap, is_report: bool) -> Result<Arc<KeyState>, Problem> {
+fn authenticate(
+    state: &ControlState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    is_report: bool,
+) -> Result<Arc<KeyState>, Problem> {
     let refused = |status, code, detail: &str| {
         Problem::new(status, code, detail).field(KEY.as_str()).fix("send the virtual key in this header")
     };
-    let unknown = || refused(StatusCode::UNAUTHORIZED, "invalid_api_key", "the virtual key is not valid");
+    let unknown = || match caller.address {
+        Some(address) => match state.console.failures.count(address.ip(), state.clock.now()) {
+            Ok(()) => refused(StatusCode::UNAUTHORIZED, "invalid_api_key", "the virtual key is not valid"),
+            Err(too_many) => too_many,
+        },
+        None => refused(StatusCode::UNAUTHORIZED, "invalid_api_key", "the virtual key is not valid"),
+    };
     let text = headers.get(KEY).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let snapshot = state.store.snapshot();
     let digest = snapshot.digest_key().digest(text);
     let key = parse_id(text).and_then(|id| snapshot.virtual_key(id)).ok_or_else(unknown)?;
-    // The admin API is served on this machine alone: whoever asks has its address.
-    let local = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    let checked = local.map(|ip| key.record.check(digest, state.clock.wall_ms(), Some(ip)));
+    // Whoever comes by the socket is on this machine, and has its address.
+    let [v4, v6] = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
+    let addresses = caller.address.map_or([v4, v6], |address| [address.ip(); 2]);
+    let checked = addresses.map(|ip| key.record.check(digest, state.clock.wall_ms(), Some(ip)));
     match checked.into_iter().find(Result::is_ok).unwrap_or(checked[0]) {
         Ok(()) => Ok(Arc::clone(key)),
         Err(Rejection::WrongSecret) => Err(unknown()),
@@ -204,12 +217,13 @@ struct Reservation {
 
 pub(super) async fn grant(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(pool): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let leases = leases(&state)?;
-    let key = authenticate(&state, &headers, false)?;
+    let key = authenticate(&state, &caller, &headers, false)?;
     let wish: Wish = parse(&headers, &body, Tell::Names)?;
     check_grant(&key, &pool)?;
     let ttl = ttl(&wish, leases.max)?;
@@ -402,12 +416,13 @@ impl Default for Said {
 
 pub(super) async fn report(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(pool): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let leases = leases(&state)?;
-    let key = authenticate(&state, &headers, true)?;
+    let key = authenticate(&state, &caller, &headers, true)?;
     let report: Report = parse(&headers, &body, Tell::Names)?;
     let said = said(&report)?;
     // From here on, one report after the other.

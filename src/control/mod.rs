@@ -1,58 +1,52 @@
 //! The control plane: the admin API over keys, providers, usage and status, and the telemetry.
 //!
-//! Owns the JSON of the API, its errors, pages and versions. Leaves records to `storage` and who may speak to
-//! [`socket`]: whoever reaches the router is the operator.
+//! Owns the JSON of the API, its errors, pages and versions, and who may do what. Leaves records to `storage`.
 //!
-//! | route | methods |
+//! ```text
+//! Unix socket ── peer's uid ──────────────┐
+//! this process ───────────────────────────┼─ Caller ─► gate ── role, body ─► routes
+//! TCP ── host, origin, path ── token ─────┘
+//! ```
+//!
+//! | file | owns |
 //! |---|---|
-//! | `/api/keys` | GET list, POST create |
-//! | `/api/keys/validate` | POST |
-//! | `/api/keys/{id}` | GET, PATCH, DELETE |
-//! | `/api/keys/{id}/rotate`, `/enable`, `/disable`, `/revoke` | POST |
-//! | `/api/keys/{id}/usage?days=` | GET |
-//! | `/api/plans` | GET list, POST create |
-//! | `/api/plans/{name}` | GET, PATCH, DELETE |
-//! | `/api/users`, `/api/teams` | GET list |
-//! | `/api/users/{id}`, `/api/teams/{id}` | GET, PATCH create or change, DELETE |
-//! | `/api/pools` | GET list, POST create |
-//! | `/api/pools/{name}` | GET, PATCH, DELETE |
-//! | `/api/pools/{name}/lease`, `/usage` | POST, by holders of virtual keys |
-//! | `/api/prices?provider=&model=&layer=` | GET list, POST import |
-//! | `/api/prices/{provider}/{model}` | GET, PUT, DELETE |
-//! | `/api/prices/explain?model=&provider=` | GET |
-//! | `/api/providers`, `/api/providers/{id}` | GET |
-//! | `/api/provider-keys` | GET list, POST add |
-//! | `/api/provider-keys/{id}` | GET, PATCH, DELETE |
-//! | `/api/provider-keys/{id}/rotate`, `/enable`, `/disable`, `/test` | POST |
-//! | `/api/provider-keys/{id}/usage?days=` | GET |
-//! | `/api/usage?days=&by=&key=` | GET, POST under other prices |
-//! | `/api/usage/groups/{id}` | GET |
-//! | `/api/ledger?key=&group=&limit=&cursor=` | GET |
-//! | `/api/alerts?kind=&min_severity=&since=&limit=&cursor=` | GET |
-//! | `/api/alerts/test` | POST |
-//! | `/api/audit?actor=&object=&action=&since=&order=&limit=&cursor=`, `/api/audit/verify?head=` | GET |
-//! | `/api/explain?key=&model=&provider=&endpoint=&input_tokens=&max_tokens=` | GET |
-//! | `/api/status` | GET |
-//! | `/api/backup` | POST: writes the file |
+//! | `routes` | every route, and the least role that may use it |
+//! | `socket`, `tcp`, `door` | the ways in, and who gets through them |
+//! | `gate`, `caller`, `failures` | roles, bodies; who asks; too many failed attempts |
+//! | `audit`, `audited` | the audit log: questions to it, and what gets into it |
+//! | `tokens`, `session`, `pages` | admin tokens, the console's login, its pages |
+//! | `problem`, `view`, `policy`, `named` | what the lists have in common |
+//! | the others | one list of the API each |
 
 pub mod alerts;
 mod audit;
 mod audited;
 mod ca;
+pub mod caller;
+mod door;
 mod explain;
+mod failures;
+mod gate;
 pub mod health;
 mod keys;
 mod leases;
 mod named;
+mod own;
 mod owners;
+pub mod pages;
 mod plans;
 pub mod policy;
 mod pools;
 mod prices;
 pub mod problem;
 mod provider_keys;
+mod routes;
+pub mod section;
+mod session;
 pub mod socket;
 mod status;
+pub mod tcp;
+mod tokens;
 mod usage;
 pub mod view;
 
@@ -61,19 +55,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode, header};
 
 use crate::clock::Clock;
 use crate::control::alerts::Alerts;
+use crate::control::caller::Caller;
 use crate::control::health::Readiness;
 use crate::control::problem::Problem;
 use crate::explain::{Explanation, Question};
-use crate::id::{KeyId, ScopeId};
+use crate::id::KeyId;
 use crate::lease::{LeaseWish, Leased};
 use crate::live::Live;
-use crate::plan::Plan;
-use crate::pool::Pool;
 use crate::provider::{Refusal, Registry};
 use crate::storage::{Store, StoreError};
 use crate::virtual_key::KeysSection;
@@ -81,6 +73,8 @@ use crate::virtual_key::KeysSection;
 pub use self::ca::{Roots, generations};
 pub use self::leases::Leases;
 pub use self::provider_keys::{TestResult, Verdict, apply};
+pub use self::routes::{Least, listed};
+pub use self::session::Console;
 pub use self::status::{ConfigReport, Facts, Listening};
 
 /// Asks a provider whether it takes a stored key, by the key's id, without spending.
@@ -116,6 +110,8 @@ pub struct ControlState {
     pub explainer: Explainer,
     /// The real keys that are out; `None` when no daemon runs.
     pub leases: Option<Arc<Leases>>,
+    /// The console: its pages, and who may log in to it.
+    pub console: Console,
 }
 
 impl fmt::Debug for ControlState {
@@ -124,59 +120,43 @@ impl fmt::Debug for ControlState {
     }
 }
 
-/// The admin API. Serve it only where every peer is the operator.
-pub fn router(state: ControlState) -> Router {
+/// The admin API, to be served by one way in or another.
+#[derive(Clone)]
+pub struct Api {
+    gated: Router,
+    state: Arc<ControlState>,
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+/// The admin API.
+pub fn router(state: ControlState) -> Api {
     let state = Arc::new(state);
-    Router::new()
-        .route("/api/keys", get(keys::list).post(keys::create))
-        .route("/api/keys/validate", post(keys::validate))
-        .route("/api/keys/{id}", get(keys::show).patch(keys::update).delete(keys::delete))
-        .route("/api/keys/{id}/rotate", post(keys::rotate))
-        .route("/api/keys/{id}/enable", post(keys::enable))
-        .route("/api/keys/{id}/disable", post(keys::disable))
-        .route("/api/keys/{id}/revoke", post(keys::revoke))
-        .route("/api/keys/{id}/usage", get(usage::of_key))
-        .route("/api/plans", get(plans::list).post(plans::create))
-        .route("/api/plans/{name}", get(plans::show).patch(plans::update).delete(named::delete::<Plan>))
-        .route("/api/pools", get(pools::list).post(pools::create))
-        .route("/api/pools/{name}", get(pools::show).patch(pools::update).delete(named::delete::<Pool>))
-        .route("/api/pools/{name}/lease", post(leases::grant))
-        .route("/api/pools/{name}/usage", post(leases::report))
-        .merge(owners::routes("/api/users", ScopeId::User))
-        .merge(owners::routes("/api/teams", ScopeId::Team))
-        .route("/api/prices", get(prices::list).post(prices::import))
-        .route("/api/prices/explain", get(prices::explain))
-        .route("/api/prices/{*name}", get(prices::show).put(prices::put).delete(prices::delete))
-        .route("/api/providers", get(status::providers))
-        .route("/api/providers/{id}", get(status::provider))
-        .route("/api/provider-keys", get(provider_keys::list).post(provider_keys::add))
-        .route(
-            "/api/provider-keys/{id}",
-            get(provider_keys::show).patch(provider_keys::update).delete(provider_keys::delete),
-        )
-        .route("/api/provider-keys/{id}/rotate", post(provider_keys::rotate))
-        .route("/api/provider-keys/{id}/enable", post(provider_keys::enable))
-        .route("/api/provider-keys/{id}/disable", post(provider_keys::disable))
-        .route("/api/provider-keys/{id}/test", post(provider_keys::test))
-        .route("/api/provider-keys/{id}/usage", get(usage::of_provider_key))
-        .route("/api/usage", get(usage::report).post(usage::repriced))
-        .route("/api/usage/groups/{id}", get(usage::of_group))
-        .route("/api/ledger", get(usage::ledger))
-        .route("/api/alerts", get(alerts::list))
-        .route("/api/alerts/test", post(alerts::test))
-        .route("/api/audit", get(audit::list))
-        .route("/api/audit/verify", get(audit::verify))
-        .route("/api/ca", get(ca::show))
-        .route("/api/ca/rotate", post(ca::rotate))
-        .route("/api/explain", get(explain::explain))
-        .route("/api/status", get(status::status))
-        .route("/api/backup", post(status::backup))
-        .fallback(|| async { Problem::not_found("such route") })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
-        })
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&state), audited::watch))
-        .with_state(state)
+    Api { gated: gate::gated(Arc::clone(&state)), state }
+}
+
+impl Api {
+    /// For requests of this process itself, which may do everything.
+    pub fn own(&self) -> Router {
+        self.gated.clone().layer(axum::Extension(Caller::process()))
+    }
+
+    /// For who says who asks by themselves: without a [`Caller`] every request is refused.
+    pub fn gated(&self) -> Router {
+        self.gated.clone()
+    }
+
+    /// For a TCP address: whoever shows a token may do what its role allows.
+    fn of_tcp(&self, hosts: Vec<String>, tls: bool) -> Router {
+        let door = Arc::new(door::Door { state: Arc::clone(&self.state), hosts, tls });
+        let entered = self.gated.clone().layer(axum::middleware::from_fn_with_state(door, door::enter));
+        // What the door refuses is an answer too.
+        entered.layer(axum::middleware::from_fn(gate::seal))
+    }
 }
 
 impl From<StoreError> for Problem {

@@ -6,18 +6,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::control::caller::Caller;
 use crate::control::named::ListQuery;
 use crate::control::policy::{With, bare, globs, said};
 use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
+use crate::control::routes::{Least, Table};
 use crate::control::view::{SharedView, keys_by_scope};
 use crate::control::{ControlState, Page, etag, expected_version, page};
 use crate::id::ScopeId;
@@ -61,36 +62,46 @@ impl OwnerView {
     }
 }
 
-/// The routes of users, or of teams: `at` is `/api/` and the name of the list.
-pub(super) fn routes(at: &'static str, make: Make) -> Router<Arc<ControlState>> {
-    let list = move |state, query| std::future::ready(list(at, make, state, query));
-    let show = move |state, Path(id): Path<String>| std::future::ready(show(&make(id.into()), state));
+/// Adds the routes of users, or of teams: `at` is `/api/` and the name of the list.
+pub(super) fn routes(table: Table, at: &'static str, make: Make, read: Least, write: Least) -> Table {
+    let list = move |state, caller, query| std::future::ready(list(at, make, state, &caller, query));
+    let show = move |state, caller, Path(id): Path<String>| std::future::ready(show(&make(id.into()), state, &caller));
     let set = move |state, Path(id): Path<String>, headers, body| set(make(id.into()), state, headers, body);
     let delete = move |state, Path(id): Path<String>, headers| delete(make(id.into()), state, headers);
-    Router::new().route(at, get(list)).route(&format!("{at}/{{id}}"), get(show).patch(set).delete(delete))
+    let one = format!("{at}/{{id}}");
+    table.get(at, read, list).get(one.clone(), read, show).patch(one.clone(), write, set).delete(one, write, delete)
 }
 
 fn list(
     at: &'static str,
     make: Make,
     State(state): State<Arc<ControlState>>,
+    caller: &Caller,
     Asked(query): Asked<ListQuery>,
 ) -> Result<Json<Value>, Problem> {
     let snapshot = state.store.snapshot();
-    let known: Vec<ScopeId> = known(&snapshot, make).into_iter().collect();
+    let known = known(&snapshot, make).into_iter().filter(|scope| sees(caller, scope)).collect();
     let Page { items, next } = page(known, bare, query.cursor, query.limit)?;
     let (keys, now) = (keys_by_scope(&snapshot), Moment::of(&state.clock));
     let views: Vec<OwnerView> = items.iter().map(|scope| OwnerView::new(&snapshot, &keys, scope, now)).collect();
     Ok(Json(json!({at.trim_start_matches("/api/"): views, "next_cursor": next})))
 }
 
-fn show(scope: &ScopeId, State(state): State<Arc<ControlState>>) -> Result<Response, Problem> {
+fn show(scope: &ScopeId, State(state): State<Arc<ControlState>>, caller: &Caller) -> Result<Response, Problem> {
+    if !sees(caller, scope) {
+        return Err(Problem::not_found(&scope.to_string()));
+    }
     let snapshot = state.store.snapshot();
     let named = snapshot.virtual_keys().any(|key| scopes_of(&key.record).any(|id| id == *scope));
     if !named && record(&snapshot, scope).1 == 0 && !snapshot.scope(scope).is_some_and(|state| is_used(state)) {
         return Err(Problem::not_found(&scope.to_string()).fix("a policy makes one, or a key that names it"));
     }
     Ok(answer(&state, scope))
+}
+
+/// A user sees itself, and no team.
+fn sees(caller: &Caller, scope: &ScopeId) -> bool {
+    caller.user().is_none_or(|own| matches!(scope, ScopeId::User(id) if **id == *own))
 }
 
 /// Makes or changes the policy.

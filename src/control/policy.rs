@@ -84,6 +84,21 @@ struct WishedLimits {
 impl PolicyWish {
     const FIELDS: [&'static str; 7] = ["limits", "budgets", "quotas", "shadow", "unpriced", "unrecorded", "hard_stop"];
 
+    /// True when nothing was said.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { limits, budgets, quotas, shadow, unpriced, unrecorded, hard_stop } = self;
+        let said = [
+            limits.is_some(),
+            budgets.is_some(),
+            quotas.is_some(),
+            shadow.is_some(),
+            unpriced.is_some(),
+            unrecorded.is_some(),
+            hard_stop.is_some(),
+        ];
+        !said.contains(&true)
+    }
+
     /// Writes what was said into `policy`.
     ///
     /// # Errors

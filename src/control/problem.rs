@@ -26,12 +26,15 @@ pub struct Problem {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
+    /// Seconds after which trying again may help; a header of the answer.
+    #[serde(skip)]
+    pub retry_after: Option<u64>,
 }
 
 impl Problem {
     /// A problem with a status and a word.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status: status.as_u16(), code, detail: detail.into(), field: None, fix: None }
+        Self { status: status.as_u16(), code, detail: detail.into(), field: None, fix: None, retry_after: None }
     }
 
     /// 404.
@@ -70,6 +73,13 @@ impl Problem {
         self.fix = Some(fix.into());
         self
     }
+
+    /// Says when trying again may help.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
 }
 
 /// The word of a problem, on the answer it became.
@@ -83,6 +93,9 @@ impl IntoResponse for Problem {
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
         response.extensions_mut().insert(Code(self.code));
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
         response
     }
 }
@@ -93,6 +106,8 @@ impl IntoResponse for Problem {
 /// 422 when it cannot be a name.
 pub(super) fn check_name(field: &str, name: &str) -> Result<(), Problem> {
     match is_name(name) {
+        // No path could have it as a part.
+        true if matches!(name, "." | "..") => Err(Problem::invalid(field, "a name is more than dots")),
         true => Ok(()),
         false => Err(Problem::invalid(field, "must be 1 to 128 printable characters without spaces around")),
     }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock::{Clock, rfc3339};
+use crate::control::caller::{Caller, not_yours};
 use crate::control::policy::{PolicyWish, With};
 use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
 use crate::control::view::ProviderKeyView;
@@ -96,11 +97,13 @@ pub(super) struct ListQuery {
 
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Asked(query): Asked<ListQuery>,
 ) -> Result<Json<Value>, Problem> {
     let snapshot = state.store.snapshot();
     let wanted = |key: &&Arc<ProviderKeyState>| {
-        query.provider.as_ref().is_none_or(|provider| *provider == key.record.provider)
+        caller.sees_owner(&key.record.owner)
+            && query.provider.as_ref().is_none_or(|provider| *provider == key.record.provider)
             && query.owner.as_ref().is_none_or(|owner| *owner == key.record.owner)
             && query.name.as_ref().is_none_or(|name| *name == key.record.name)
     };
@@ -118,8 +121,15 @@ struct Source {
 }
 
 impl Source {
-    fn resolve(self) -> Result<(Origin, Option<Secret>), Problem> {
+    fn resolve(self, caller: &Caller) -> Result<(Origin, Option<Secret>), Problem> {
         let secret = self.secret.map(Secret::new);
+        // A reference has this process read a file or run a command.
+        if self.reference.is_some() && !caller.is_admin() {
+            let detail = "only an admin may say where this process finds a key";
+            return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
+                .field("reference")
+                .fix("send the secret itself"));
+        }
         match (secret, self.reference) {
             (Some(secret), None) => {
                 let text = secret.expose();
@@ -165,12 +175,13 @@ fn one() -> u32 {
 
 pub(super) async fn add(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let With { policy: wished, rest: addition } = parse::<With<Addition>>(&headers, &body, Tell::Names)?;
     let source = Source { secret: addition.secret, reference: addition.reference };
-    let (origin, secret) = source.resolve()?;
+    let (origin, secret) = source.resolve(&caller)?;
     let registry = state.registry.get();
     let upstream = registry.lookup(&addition.provider);
     let upstream = upstream.map_err(|error| Problem::invalid("provider", error.to_string()))?;
@@ -181,7 +192,7 @@ pub(super) async fn add(
         id: KeyId::random().map_err(|error| Problem::internal(error.to_string()))?,
         provider: upstream.id.to_string(),
         name: addition.name,
-        owner: addition.owner.unwrap_or(Owner::System),
+        owner: own_owner(&caller, addition.owner)?.unwrap_or(Owner::System),
         standing: Standing { since_ms: Some(now), ..Standing::default() },
         origin,
         masked: secret.as_ref().map(Secret::masked).unwrap_or_default(),
@@ -203,6 +214,15 @@ pub(super) async fn add(
         Json(ProviderKeyView::new(&made, &state.clock)),
     )
         .into_response())
+}
+
+/// The owner that was said; a user's keys are their own.
+fn own_owner(caller: &Caller, said: Option<Owner>) -> Result<Option<Owner>, Problem> {
+    let Some(user) = caller.user() else { return Ok(said) };
+    match said {
+        Some(said) if !caller.sees_owner(&said) => Err(not_yours("owner", "leave it out: the key is yours")),
+        _ => Ok(Some(Owner::User(user.to_owned()))),
+    }
 }
 
 /// What is said of the key's own limits. What becomes of a request beside that is for the virtual key to say.
@@ -238,8 +258,12 @@ fn check(state: &ControlState, record: &ProviderKey) -> Result<(), Problem> {
     Ok(())
 }
 
-pub(super) async fn show(State(state): State<Arc<ControlState>>, Path(id): Path<String>) -> Result<Response, Problem> {
-    Ok(answer(&state, &*find(&state, &id)?))
+pub(super) async fn show(
+    State(state): State<Arc<ControlState>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    Ok(answer(&state, &*find(&state, &caller, &id)?))
 }
 
 #[derive(Default, Deserialize)]
@@ -254,14 +278,15 @@ struct Change {
 
 pub(super) async fn update(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let With { policy: wished, rest: wish } = parse::<With<Change>>(&headers, &body, Tell::Names)?;
-    let mut record = stored(&state, &id)?.record.clone();
+    let mut record = stored(&state, &caller, &id)?.record.clone();
     record.name = wish.name.unwrap_or(record.name);
-    record.owner = wish.owner.unwrap_or(record.owner);
+    record.owner = own_owner(&caller, wish.owner)?.unwrap_or(record.owner);
     record.models = wish.models.unwrap_or(record.models);
     record.priority = wish.priority.unwrap_or(record.priority);
     record.weight = wish.weight.unwrap_or(record.weight);
@@ -285,16 +310,17 @@ struct Rotation {
 /// whoever enters it means that. Requests that were sent with the old one end with it.
 pub(super) async fn rotate(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let rotation: Rotation = parse(&headers, &body, Tell::Names)?;
     let source = Source { secret: rotation.secret, reference: rotation.reference };
-    let (origin, secret) = source.resolve()?;
+    let (origin, secret) = source.resolve(&caller)?;
     let grace = rotation.grace.as_deref().map(duration::parse).transpose();
     let grace = grace.map_err(|error| Problem::invalid("grace", error))?.unwrap_or(DEFAULT_GRACE);
-    let before = stored(&state, &id)?;
+    let before = stored(&state, &caller, &id)?;
     let mut record = before.record.clone();
     let registry = state.registry.get();
     let upstream = registry.lookup(&record.provider);
@@ -405,28 +431,36 @@ impl Drop for Cleaner<'_> {
 
 pub(super) async fn enable(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_status(&state, &id, &headers, Status::Active).await
+    set_status(&state, &caller, &id, &headers, Status::Active).await
 }
 
 pub(super) async fn disable(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_status(&state, &id, &headers, Status::Disabled).await
+    set_status(&state, &caller, &id, &headers, Status::Disabled).await
 }
 
-async fn set_status(state: &ControlState, id: &str, headers: &HeaderMap, status: Status) -> Result<Response, Problem> {
-    let key = find(state, id)?;
+async fn set_status(
+    state: &ControlState,
+    caller: &Caller,
+    id: &str,
+    headers: &HeaderMap,
+    status: Status,
+) -> Result<Response, Problem> {
+    let key = find(state, caller, id)?;
     let before = key.standing(state.clock.now()).status;
     let standing = Standing { status, since_ms: Some(state.clock.wall_ms()), ..Standing::default() };
     let after = match key.environment {
         // It can be forgiven, but only its variable switches it off.
         true if status == Status::Active => key,
-        true => stored(state, id)?,
+        true => stored(state, caller, id)?,
         false => {
             let record = ProviderKey { standing: standing.clone(), ..key.record.clone() };
             let expected = expected_version(headers)?.unwrap_or(record.version);
@@ -444,11 +478,12 @@ async fn set_status(state: &ControlState, id: &str, headers: &HeaderMap, status:
 
 pub(super) async fn delete(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let expected = expected_version(&headers)?;
-    let id = stored(&state, &id)?.record.id;
+    let id = stored(&state, &caller, &id)?.record.id;
     state.store.delete_provider_key(id, expected).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -456,11 +491,12 @@ pub(super) async fn delete(
 /// Asks the provider, and writes down what it means: a refused key goes to `error`, an accepted one comes back from it.
 pub(super) async fn test(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
-    let id = find(&state, &id)?.record.id;
+    let id = find(&state, &caller, &id)?.record.id;
     let result = (state.tester)(id).await;
-    let key = find(&state, &id.to_string())?;
+    let key = find(&state, &caller, &id.to_string())?;
     apply(&state.store, &key, &result, &state.clock);
     Ok(Json(json!({"test": result, "key": ProviderKeyView::new(&key, &state.clock)})))
 }
@@ -492,15 +528,16 @@ pub fn apply(store: &Store, key: &ProviderKeyState, result: &TestResult, clock: 
 }
 
 /// The key of this id, also one of the environment.
-pub(super) fn find(state: &ControlState, id: &str) -> Result<Arc<ProviderKeyState>, Problem> {
+pub(super) fn find(state: &ControlState, caller: &Caller, id: &str) -> Result<Arc<ProviderKeyState>, Problem> {
     let id = key_id(id)?;
     let found = state.store.snapshot().provider_key(id).cloned();
+    let found = found.filter(|key| caller.sees_owner(&key.record.owner));
     found.ok_or_else(|| Problem::not_found(&format!("provider key {id}")))
 }
 
 /// The key of this id, when it is in the store.
-fn stored(state: &ControlState, id: &str) -> Result<Arc<ProviderKeyState>, Problem> {
-    let key = find(state, id)?;
+fn stored(state: &ControlState, caller: &Caller, id: &str) -> Result<Arc<ProviderKeyState>, Problem> {
+    let key = find(state, caller, id)?;
     if key.environment {
         let detail = format!("this key comes from the variable {}", key.record.name);
         return Err(

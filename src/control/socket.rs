@@ -9,7 +9,14 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use axum::Router;
+use axum::extract::Request;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::middleware::Next;
+use axum::response::Response;
+use axum::serve::IncomingStream;
 use tokio::net::{TcpListener, UnixListener, UnixStream, unix};
+
+use crate::control::caller::Caller;
 
 /// `sun_path` holds 108 bytes on Linux and 104 elsewhere, the closing zero included.
 const LONGEST_PATH: usize = 103;
@@ -62,13 +69,33 @@ impl AdminSocket {
         Ok(Self { listener, uid: rustix::process::geteuid().as_raw() })
     }
 
-    /// Serves until `shutdown` ends, then lets open requests finish.
+    /// Serves `router`, every request with its [`Caller`], until `shutdown` ends, then lets open requests finish.
     ///
     /// # Errors
     /// Never in practice: accepting retries.
     pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-        axum::serve(self, router).with_graceful_shutdown(shutdown).await
+        let router = router.layer(axum::middleware::from_fn(introduce));
+        let service = router.into_make_service_with_connect_info::<PeerUid>();
+        axum::serve(self, service).with_graceful_shutdown(shutdown).await
     }
+}
+
+/// The user at the other end, when the kernel says who.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerUid(Option<u32>);
+
+impl Connected<IncomingStream<'_, AdminSocket>> for PeerUid {
+    fn connect_info(stream: IncomingStream<'_, AdminSocket>) -> Self {
+        Self(stream.io().peer_cred().ok().map(|peer| peer.uid()))
+    }
+}
+
+/// Says who asks. Accepting let in only those whose uid is known.
+async fn introduce(mut request: Request, next: Next) -> Response {
+    if let Some(ConnectInfo(PeerUid(Some(uid)))) = request.extensions().get().copied() {
+        request.extensions_mut().insert(Caller::socket(uid));
+    }
+    next.run(request).await
 }
 
 impl axum::serve::Listener for AdminSocket {

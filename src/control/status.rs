@@ -55,15 +55,29 @@ pub struct Listening {
     pub telemetry: Option<SocketAddr>,
     /// Redirected connections.
     pub transparent: Option<SocketAddr>,
+    /// The admin API and the console.
+    pub admin: Option<SocketAddr>,
+    /// True when the admin API's clients speak TLS.
+    pub admin_tls: bool,
     /// The admin socket.
-    pub admin: Option<PathBuf>,
+    pub admin_socket: Option<PathBuf>,
 }
 
 impl Listening {
     /// The ports that are sidekey's own.
     pub fn ports(&self) -> impl Iterator<Item = u16> {
-        let addresses = [Some(self.proxy), self.telemetry, self.transparent];
+        let addresses = [Some(self.proxy), self.admin, self.telemetry, self.transparent];
         addresses.into_iter().flatten().map(|address| address.port())
+    }
+
+    /// Where a browser on this machine finds the admin API.
+    #[must_use]
+    pub fn admin_url(&self) -> Option<String> {
+        let mut address = self.admin?;
+        if address.ip().is_unspecified() {
+            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        }
+        Some(format!("{}://{address}", if self.admin_tls { "https" } else { "http" }))
     }
 }
 

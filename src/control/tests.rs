@@ -72,6 +72,7 @@ impl Api {
             })
         });
         let router = router(ControlState {
+            console: Console::default(),
             roots: None,
             store: store.clone(),
             registry: Live::new(Registry::build(&BTreeMap::new(), None).unwrap()),
@@ -83,7 +84,8 @@ impl Api {
             alerts: Alerts::default(),
             explainer: Arc::new(explained),
             leases: None,
-        });
+        })
+        .own();
         Self { router, store, clock, verdict, _directory: directory }
     }
 

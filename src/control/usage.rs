@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::clock::parse_rfc3339;
+use crate::control::caller::{Caller, not_yours};
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::{ControlState, keys, provider_keys};
 use crate::entry::EntryView;
@@ -44,9 +45,10 @@ pub(super) struct ReportQuery {
 
 pub(super) async fn report(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Asked(query): Asked<ReportQuery>,
 ) -> Result<Json<UsageReport>, Problem> {
-    let (filter, by) = asked(&state, query)?;
+    let (filter, by) = asked(&state, &caller, query)?;
     Ok(Json(state.store.ledger().usage(filter, by).await?))
 }
 
@@ -59,23 +61,24 @@ struct OtherPrices {
 /// The same under other prices; a model that they do not have costs what it would now.
 pub(super) async fn repriced(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Asked(query): Asked<ReportQuery>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<UsageReport>, Problem> {
     let OtherPrices { prices } = parse(&headers, &body, Tell::All)?;
-    let (filter, by) = asked(&state, query)?;
+    let (filter, by) = asked(&state, &caller, query)?;
     let prices = state.store.snapshot().prices().with_trial(Overlay::hashed("trial", prices));
     Ok(Json(state.store.ledger().usage_repriced(filter, by, prices).await?))
 }
 
-fn asked(state: &ControlState, query: ReportQuery) -> Result<(LedgerFilter, Dimension), Problem> {
+fn asked(state: &ControlState, caller: &Caller, query: ReportQuery) -> Result<(LedgerFilter, Dimension), Problem> {
     let by = query.by.as_deref().unwrap_or("model");
     let by = by.parse::<Dimension>().map_err(|error| Problem::invalid("by", error.to_string()))?;
     let filter = LedgerFilter {
         key: query.key,
         provider_key: query.provider_key,
-        user: query.user,
+        user: own_user(caller, query.user)?,
         team: query.team,
         plan: query.plan,
         provider: query.provider,
@@ -95,33 +98,41 @@ pub(super) struct DaysQuery {
 
 pub(super) async fn of_key(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     Asked(query): Asked<DaysQuery>,
 ) -> Result<Json<UsageReport>, Problem> {
-    let key = Some(keys::find(&state, &id)?.record.id);
-    let filter = LedgerFilter { key, ..last(&state, query.days) };
+    let key = Some(keys::find(&state, &caller, &id)?.record.id);
+    let filter = LedgerFilter { key, user: own_user(&caller, None)?, ..last(&state, query.days) };
     Ok(Json(state.store.ledger().usage(filter, Dimension::Day).await?))
 }
 
 pub(super) async fn of_provider_key(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(id): Path<String>,
     Asked(query): Asked<DaysQuery>,
 ) -> Result<Json<UsageReport>, Problem> {
-    let provider_key = Some(provider_keys::find(&state, &id)?.record.id);
-    let filter = LedgerFilter { provider_key, ..last(&state, query.days) };
+    let provider_key = Some(provider_keys::find(&state, &caller, &id)?.record.id);
+    let filter = LedgerFilter { provider_key, user: own_user(&caller, None)?, ..last(&state, query.days) };
     Ok(Json(state.store.ledger().usage(filter, Dimension::Day).await?))
 }
 
 /// The calls of one group, oldest first, and whose keys paid for how many.
 pub(super) async fn of_group(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Path(group): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     if !is_name(&group) {
         return Err(Problem::not_found("group of that name"));
     }
-    let filter = LedgerFilter { group: Some(group.clone()), limit: Some(MAX_LIMIT), ..LedgerFilter::default() };
+    let filter = LedgerFilter {
+        group: Some(group.clone()),
+        user: own_user(&caller, None)?,
+        limit: Some(MAX_LIMIT),
+        ..LedgerFilter::default()
+    };
     let sums = LedgerFilter { limit: None, ..filter.clone() };
     let page = state.store.ledger().query(filter).await?;
     let report = state.store.ledger().usage(sums, Dimension::Source).await?;
@@ -156,13 +167,14 @@ pub(super) struct LedgerQuery {
 /// Entries, newest first.
 pub(super) async fn ledger(
     State(state): State<Arc<ControlState>>,
+    caller: Caller,
     Asked(query): Asked<LedgerQuery>,
 ) -> Result<Json<Value>, Problem> {
     let after = query.cursor.as_deref().map(str::parse::<Cursor>).transpose();
     let filter = LedgerFilter {
         key: query.key,
         provider_key: query.provider_key,
-        user: query.user,
+        user: own_user(&caller, query.user)?,
         team: query.team,
         provider: query.provider,
         model: query.model,
@@ -175,6 +187,17 @@ pub(super) async fn ledger(
     let page = state.store.ledger().query(filter).await?;
     let entries: Vec<EntryView> = page.entries.iter().map(EntryView::from).collect();
     Ok(Json(json!({"entries": entries, "next_cursor": page.next.map(|cursor| cursor.to_string())})))
+}
+
+/// Whose usage: a user's is their own.
+fn own_user(caller: &Caller, said: Option<String>) -> Result<Option<String>, Problem> {
+    match caller.user() {
+        Some(own) if said.as_deref().is_some_and(|said| said != own) => {
+            Err(not_yours("user", "leave it out: you see your own"))
+        }
+        Some(own) => Ok(Some(own.to_owned())),
+        None => Ok(said),
+    }
 }
 
 /// The last days, today included: whole ones, as the sums are kept, in UTC.

@@ -1,14 +1,16 @@
-//! TLS towards upstreams: rustls with the Mozilla roots compiled in, and a file of further ones.
+//! TLS towards upstreams: rustls with the Mozilla roots compiled in, and a file of further ones. TLS of the admin API.
 //!
-//! Owns the two client configurations (with and without HTTP/2 in ALPN); leaves sockets to `dial`. There is no
+//! Owns the two client configurations (with and without HTTP/2 in ALPN) and that of a server which asks clients for
+//! certificates; leaves sockets to `dial`. There is no
 //! switch that turns verification off.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::net::ca::COMMON_NAME;
 
@@ -18,6 +20,14 @@ pub enum TlsError {
     /// The file of further roots is not usable.
     #[error("{path}: {reason}: a PEM file with at least one certificate is needed")]
     Roots {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// A file of a server's own TLS is not usable.
+    #[error("{path}: {reason}")]
+    Server {
         /// The file.
         path: String,
         /// Why.
@@ -63,6 +73,38 @@ impl TlsClient {
     pub fn config(&self, http2: bool) -> Arc<ClientConfig> {
         Arc::clone(if http2 { &self.http2 } else { &self.http1 })
     }
+}
+
+/// A server that shows the certificate of `cert` (PEM, with its chain) and lets in only clients that show one of
+/// `client_ca`'s.
+///
+/// # Errors
+/// When a file cannot be read, or key and certificate do not fit.
+pub fn mutual_server(cert: &Path, key: &Path, client_ca: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+    fn fault(path: &Path, reason: impl std::fmt::Display) -> TlsError {
+        TlsError::Server { path: path.display().to_string(), reason: reason.to_string() }
+    }
+    let read = |path: &Path| -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+        let found: Vec<_> = found.map_err(|error| fault(path, error))?;
+        if found.is_empty() { Err(fault(path, "no certificate in it")) } else { Ok(found) }
+    };
+    let chain = read(cert)?;
+    let mut roots = RootCertStore::empty();
+    for root in read(client_ca)? {
+        roots.add(root).map_err(|error| fault(client_ca, error))?;
+    }
+    let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| fault(key, error))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let clients = clients.build().map_err(|error| fault(client_ca, error))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key_der)
+        .map_err(|error| fault(key, error))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// Where distributions keep the roots they trust, as one PEM file.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::access::AccessToken;
 use crate::owner::OwnerPolicy;
 use crate::plan::Plan;
 use crate::pool::Pool;
@@ -37,6 +38,8 @@ pub enum Kind {
     Pool,
     /// [`PriceRecord`]s.
     Price,
+    /// [`AccessToken`]s.
+    Token,
 }
 
 /// A record with a name. A new kind takes an implementation beside its type, and a line in each table below.
@@ -46,6 +49,14 @@ pub trait Named: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'stat
 
     /// Its name, unique among its kind.
     fn name(&self) -> Cow<'_, str>;
+}
+
+impl Named for AccessToken {
+    const KIND: Kind = Kind::Token;
+
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Owned(self.id.to_string())
+    }
 }
 
 impl Named for OwnerPolicy {
@@ -91,6 +102,7 @@ impl Kind {
             Self::Plan => "plan",
             Self::Pool => "pool",
             Self::Price => "price",
+            Self::Token => "token",
         }
     }
 
@@ -102,6 +114,7 @@ impl Kind {
             Self::Plan => b'p',
             Self::Pool => b'l',
             Self::Price => b'$',
+            Self::Token => b't',
         }
     }
 
@@ -112,6 +125,7 @@ impl Kind {
             b'l' => Some(Self::Pool),
             b'o' => Some(Self::Owner),
             b'p' => Some(Self::Plan),
+            b't' => Some(Self::Token),
             b'$' => Some(Self::Price),
             _ => None,
         }
@@ -126,6 +140,7 @@ impl Kind {
             Self::Plan => decode::<Plan>(json),
             Self::Pool => decode::<Pool>(json),
             Self::Price => decode::<PriceRecord>(json),
+            Self::Token => decode::<AccessToken>(json),
         }
     }
 
@@ -138,6 +153,7 @@ impl Kind {
             Self::Plan => encode::<Plan>(value),
             Self::Pool => encode::<Pool>(value),
             Self::Price => encode::<PriceRecord>(value),
+            Self::Token => encode::<AccessToken>(value),
         }
     }
 

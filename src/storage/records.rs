@@ -311,7 +311,7 @@ impl<'a> Edit<'a> {
         let names = |key: &&Arc<KeyState>| match kind {
             Kind::Plan => key.record.plan.as_deref() == Some(&**name),
             Kind::Pool => key.record.pool.as_deref() == Some(&**name),
-            Kind::Ca | Kind::Lease | Kind::Owner | Kind::Price => false,
+            Kind::Ca | Kind::Lease | Kind::Owner | Kind::Price | Kind::Token => false,
         };
         if let Some(key) = self.snapshot.virtual_keys.values().find(names) {
             return Err(StoreError::InUse { id, by: key.record.id });
@@ -325,7 +325,7 @@ impl<'a> Edit<'a> {
     /// Has what a record is for follow it: keys at once, prices when the last of them is known.
     fn renew(&mut self, kind: Kind, name: &Arc<str>) {
         let scope = match kind {
-            Kind::Ca | Kind::Lease => return,
+            Kind::Ca | Kind::Lease | Kind::Token => return,
             Kind::Plan => ScopeId::Plan(name.clone()),
             // The index of pools is made anew with each snapshot.
             Kind::Pool => return,

@@ -29,13 +29,14 @@ bound() {
   sed -E "s/.*\"$1\":\"([^\"]*)\".*/\1/" "$SIDEKEY_DATA_DIR/run.json"
 }
 sidekey() {
-  if [ "${1-}" = run ]; then shift; exec "$BINARY" run --proxy 127.0.0.1:0 --telemetry 127.0.0.1:0 "$@"; fi
+  if [ "${1-}" = run ]; then shift; exec "$BINARY" run --proxy 127.0.0.1:0 --admin 127.0.0.1:0 --telemetry 127.0.0.1:0 "$@"; fi
   "$BINARY" "$@"
 }
 curl() {
   local word words=()
   for word in "$@"; do
     word=${word//127.0.0.1:4141/$(bound proxy)}
+    word=${word//127.0.0.1:4142/$(bound admin)}
     words+=("${word//127.0.0.1:4143/$(bound telemetry)}")
   done
   command curl --max-time 30 "${words[@]}"
@@ -306,6 +307,18 @@ fn the_tables_are_the_programs() {
     let kinds = sidekey::event::Kind::ALL.map(|kind| kind.as_str().to_owned());
     let shown: Vec<String> = table("| kind | severity |").into_iter().map(|row| row[0].clone()).collect();
     assert_eq!(shown, kinds, "the table of events");
+    let mut routes: Vec<(String, Vec<String>, Vec<String>)> = vec![];
+    for (method, path, least, own) in sidekey::control::listed() {
+        if routes.last().is_none_or(|(last, ..)| *last != path) {
+            routes.push((path, vec![], vec![]));
+        }
+        let (_, roles, users) = routes.last_mut().expect("just pushed");
+        users.extend(own.then(|| method.clone()));
+        roles.push(format!("{method} {least}"));
+    }
+    let rows: Vec<Vec<String>> =
+        routes.into_iter().map(|(path, roles, users)| vec![path, roles.join(", "), users.join(", ")]).collect();
+    assert_eq!(table("| route | least role |"), rows, "the table of routes");
 
     let mut env = command("bash", folder.path());
     env.args(["-c", "printf key | \"$BINARY\" env --key-stdin --shell json"]);

@@ -8,6 +8,7 @@
     reason = "allow-*-in-tests does not reach helper functions, and the fences are the program's, not its tests'"
 )]
 
+mod admin;
 mod alerts;
 mod audit;
 mod budget;

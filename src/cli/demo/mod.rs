@@ -46,7 +46,7 @@ pub(super) fn run(loaded: Loaded, once: bool, out: Out) -> Result<(), Failure> {
     let loaded = throwaway(loaded, &folder.0, pretend.address);
     prepare(&loaded)?;
     let free = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
-    let listen = Listen { proxy: free, telemetry: None, transparent: None, admin: None };
+    let listen = Listen { proxy: free, telemetry: None, transparent: None, admin: None, admin_socket: None };
     // Its environment is empty: no real key of this machine takes part.
     let running = Running::start(&loaded, &Environment::from_pairs([]), &listen)?;
     let told = runtime.block_on(async {

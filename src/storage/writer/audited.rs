@@ -8,6 +8,7 @@ use crate::audit::{Act, Actor, Note, Outcome};
 use crate::clock::Nanos;
 use crate::storage::StoreError;
 use crate::storage::audit::{Log, Target, note_of};
+use crate::storage::named::Kind;
 use crate::storage::records::Request;
 use crate::storage::shared::{Shared, answer};
 use crate::storage::snapshot::Snapshot;
@@ -20,10 +21,15 @@ const DAY_MS: u64 = 86_400_000;
 
 type Reply = tokio::sync::oneshot::Sender<Result<(), StoreError>>;
 
-/// What a change is about, when it is to be recorded. What requests learn of a key is not: events tell of it.
+/// What a change is about, when it is to be recorded. What requests learn of a key is not: events tell of it. Nor is that a
+/// token was used.
 pub(super) fn target(request: &Request, act: Option<&Act>, snapshot: &Snapshot) -> Option<Target> {
-    let learned = matches!(request, Request::MarkProviderKey(..)) && act.is_none();
-    (!learned).then(|| Target::of(request, snapshot))
+    let learned = match request {
+        Request::MarkProviderKey(..) => true,
+        Request::PutNamed(record, _) => record.kind == Kind::Token,
+        _ => false,
+    };
+    (!learned || act.is_some()).then(|| Target::of(request, snapshot))
 }
 
 /// The record of a change that was applied to `snapshot`.

@@ -76,7 +76,7 @@ impl Options {
 
     fn toml(&self) -> String {
         let mut toml = self.config.clone();
-        toml += "[listen]\nproxy = \"127.0.0.1:0\"\ntelemetry = \"127.0.0.1:0\"\n";
+        toml += "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\ntelemetry = \"127.0.0.1:0\"\n";
         for Declared { id, base_url, dialect, more } in &self.providers {
             write!(toml, "\n[providers.{id}]\nbase_url = {base_url:?}\n").expect("a string takes it");
             if let Some(dialect) = dialect {
@@ -93,6 +93,8 @@ impl Options {
 pub(crate) struct Sidekey {
     /// Where clients go.
     pub(crate) proxy: SocketAddr,
+    /// The admin API over TCP.
+    pub(crate) admin: SocketAddr,
     /// `/metrics`, `/readyz` and their like.
     pub(crate) telemetry: SocketAddr,
     folder: TempDir,
@@ -144,7 +146,8 @@ impl Sidekey {
         assert!(init.status.success(), "init: {}", String::from_utf8_lossy(&init.stderr));
         let child = spawn(folder.path(), &options.env);
         let unbound = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut sidekey = Self { proxy: unbound, telemetry: unbound, folder, env: options.env.clone(), child };
+        let mut sidekey =
+            Self { proxy: unbound, admin: unbound, telemetry: unbound, folder, env: options.env.clone(), child };
         sidekey.wait_until_ready().await;
         sidekey
     }
@@ -164,8 +167,8 @@ impl Sidekey {
             if let Some(status) = self.child.try_wait().expect("our own child") {
                 panic!("sidekey run ended with {status}:\n{}", self.stderr());
             }
-            if !bound && let Some((proxy, telemetry)) = self.read_run_json() {
-                (self.proxy, self.telemetry, bound) = (proxy, telemetry, true);
+            if !bound && let Some([proxy, admin, telemetry]) = self.read_run_json() {
+                (self.proxy, self.admin, self.telemetry, bound) = (proxy, admin, telemetry, true);
             }
             if bound && self.readyz().await == Some(200) {
                 return;
@@ -175,12 +178,13 @@ impl Sidekey {
         }
     }
 
-    fn read_run_json(&self) -> Option<(SocketAddr, SocketAddr)> {
+    fn read_run_json(&self) -> Option<[SocketAddr; 3]> {
         let text = std::fs::read(self.data_dir().join("run.json")).ok()?;
         let run: Value = serde_json::from_slice(&text).ok()?;
         // A file left behind by a killed process names another pid.
         (run["pid"].as_u64() == self.child.id().map(u64::from)).then_some(())?;
-        Some((run["proxy"].as_str()?.parse().ok()?, run["telemetry"].as_str()?.parse().ok()?))
+        let address = |name: &str| run[name].as_str()?.parse().ok();
+        Some([address("proxy")?, address("admin")?, address("telemetry")?])
     }
 
     async fn readyz(&self) -> Option<u16> {

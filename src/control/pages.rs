@@ -1,0 +1,61 @@
+//! `/` and `/ui/…`: pages, served to anyone from bytes in the program.
+//!
+//! Owns their headers; leaves which pages there are to the [`Pages`] it is given.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::header;
+
+use crate::control::ControlState;
+use crate::control::problem::Problem;
+
+/// A page, or what belongs to one.
+#[derive(Clone, Copy, Debug)]
+pub struct Asset {
+    /// Its bytes.
+    pub bytes: &'static [u8],
+    /// Its `content-type`.
+    pub content_type: &'static str,
+    /// Its `content-encoding`, when the bytes are encoded.
+    pub encoding: Option<&'static str>,
+}
+
+/// Finds an asset by its path below `/ui/`; `index.html` is the page at `/`.
+pub type Pages = fn(&str) -> Option<Asset>;
+
+/// The pages of a sidekey without a console: one that says where to go.
+#[must_use]
+pub fn plain(path: &str) -> Option<Asset> {
+    const INDEX: &[u8] = b"<!doctype html>\n<html lang=\"en\">\n<title>sidekey</title>\n\
+        <p>This is the admin API of sidekey. What it can do is described in <a href=\"/openapi.json\">/openapi.json</a>;\
+        it takes a token, which <code>sidekey token create</code> makes.\n";
+    (path == "index.html").then_some(Asset { bytes: INDEX, content_type: "text/html; charset=utf-8", encoding: None })
+}
+
+/// What a page may load and do: only what comes from here, and nothing written into the page itself.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+    font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+    require-trusted-types-for 'script'";
+
+pub(super) async fn index(State(state): State<Arc<ControlState>>) -> Result<Response, Problem> {
+    page(&state, "index.html")
+}
+
+pub(super) async fn asset(
+    State(state): State<Arc<ControlState>>,
+    Path(path): Path<String>,
+) -> Result<Response, Problem> {
+    page(&state, &path)
+}
+
+fn page(state: &ControlState, path: &str) -> Result<Response, Problem> {
+    let asset = (state.console.pages)(path).ok_or_else(|| Problem::not_found("such page"))?;
+    let headers = [(header::CONTENT_TYPE, asset.content_type), (header::CONTENT_SECURITY_POLICY, POLICY)];
+    let mut response = (headers, asset.bytes).into_response();
+    if let Some(encoding) = asset.encoding {
+        response.headers_mut().insert(header::CONTENT_ENCODING, http::HeaderValue::from_static(encoding));
+    }
+    Ok(response)
+}
