@@ -9,6 +9,7 @@ use http::StatusCode;
 use crate::id::KeySource;
 use crate::limit::{Consumption, Report};
 use crate::provider::{Endpoint, Refusal, Upstream};
+use crate::route::Target;
 use crate::storage::{KeyState, ProviderKeyState};
 use crate::virtual_key::Rejection;
 
@@ -34,11 +35,13 @@ pub struct Question {
 pub struct Explanation {
     /// Why the key is not accepted. The address it is used from is not judged.
     pub rejection: Option<Rejection>,
+    /// What leads it there.
+    pub route: Option<RouteTaken>,
     /// Whom it leads to; `None` when to nobody.
     pub upstream: Option<Arc<Upstream>>,
     /// What it asks for.
     pub endpoint: Option<Endpoint>,
-    /// The model as lists see it.
+    /// The model that would be called, as lists see it.
     pub model: Option<String>,
     /// Provider keys in the order in which they would be tried, and whose they are.
     pub provider_keys: Vec<(Arc<ProviderKeyState>, KeySource)>,
@@ -50,4 +53,28 @@ pub struct Explanation {
     pub limits: Vec<Report>,
     /// The refusal, and its status in the client's dialect; `None` when it would be admitted.
     pub refusal: Option<(StatusCode, Refusal)>,
+}
+
+/// The route that leads a request.
+#[derive(Debug)]
+pub struct RouteTaken {
+    /// What it is for.
+    pub pattern: String,
+    /// True when it is the plan's.
+    pub of_plan: bool,
+    /// Its targets, in the order in which they would be tried; those that share in the order in which they are written.
+    pub targets: Vec<TargetTaken>,
+}
+
+/// One of its targets.
+#[derive(Debug)]
+pub struct TargetTaken {
+    /// As it is written.
+    pub target: Target,
+    /// The lower is tried first; equals share.
+    pub order: usize,
+    /// Its weight, and of what whole.
+    pub share: (u64, u64),
+    /// Why it would be passed over.
+    pub passed: Option<String>,
 }

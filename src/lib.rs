@@ -22,7 +22,7 @@
 //! | layer | modules | what it knows |
 //! |---|---|---|
 //! | words | [`audit`], [`clock`], [`event`], [`id`], [`metrics`], [`secret`], [`unit`](mod@unit) | time, names, figures |
-//! | domain | [`access`], [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pool`], [`pricing`], [`scan`], [`tokens`] | one thing each, no I/O |
+//! | domain | [`access`], [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pool`], [`pricing`], [`route`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |
 //! | shared words | [`explain`], [`lease`] | what operators ask of the request path |
@@ -53,6 +53,7 @@ pub mod plan;
 pub mod pool;
 pub mod pricing;
 pub mod provider_key;
+pub mod route;
 pub mod scan;
 pub mod tokens;
 pub mod virtual_key;

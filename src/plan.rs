@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::policy::Policy;
+use crate::route::Routes;
 
 /// A plan. What a key says itself goes before what its plan says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,9 @@ pub struct Plan {
     pub name: String,
     /// Globs of models its keys may call; empty is all. A key's own globs narrow it further.
     pub models: Vec<String>,
+    /// What names of models mean to its keys, before the configuration says so.
+    #[serde(skip_serializing_if = "Routes::is_empty")]
+    pub routes: Routes,
     /// What each of its keys may use.
     #[serde(flatten)]
     pub policy: Policy,

@@ -17,6 +17,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("policy", 1),
     ("virtual_key", 10),
     ("provider_key", 10),
+    ("route", 10),
     ("entry", 10),
     ("pricing", 10),
     ("scan", 10),

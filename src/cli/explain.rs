@@ -14,6 +14,14 @@ use crate::control::encoded;
 const LIST_COLUMNS: &[Column<'_>] =
     &[("LIST OF", "/of"), ("SCOPE", "/scope"), ("ID", "/scope_id"), ("ALLOWS", "/allows"), ("LIST", "/list")];
 
+const ROUTE_COLUMNS: &[Column<'_>] = &[
+    ("ORDER", "/order"),
+    ("TARGET", "/provider"),
+    ("MODEL", "/model"),
+    ("SHARE", "/share"),
+    ("PASSED OVER", "/passed_over"),
+];
+
 const KEY_COLUMNS: &[Column<'_>] = &[
     ("PROVIDER KEY", "/id"),
     ("NAME", "/name"),
@@ -68,15 +76,24 @@ fn shown(found: &Value) -> String {
         ));
     }
     text.push_str("\n\n");
+    let route = &found["route"];
+    let route = route["model"].as_str().map(|model| format!("{model} ({})", route["of"].as_str().unwrap_or_default()));
     text.push_str(&out::card(&json!({
         "key": found["key"],
+        "route": route,
         "provider": found["provider"],
         "endpoint": found["endpoint"],
         "model": found["model"],
         "estimate": found["estimate"],
     })));
-    for (name, columns) in [("lists", LIST_COLUMNS), ("provider_keys", KEY_COLUMNS), ("limits", LIMIT_COLUMNS)] {
-        if let Some(items) = found[name].as_array().filter(|items| !items.is_empty()) {
+    for (name, columns) in [
+        ("/route/targets", ROUTE_COLUMNS),
+        ("/lists", LIST_COLUMNS),
+        ("/provider_keys", KEY_COLUMNS),
+        ("/limits", LIMIT_COLUMNS),
+    ] {
+        let items = found.pointer(name).and_then(Value::as_array);
+        if let Some(items) = items.filter(|items| !items.is_empty()) {
             text.push('\n');
             text.push_str(&out::table(items, columns));
         }

@@ -2,10 +2,14 @@
 //!
 //! Owns names, flags and help, as `args` does for the other commands.
 
+use std::str::FromStr;
+use std::sync::Arc;
+
 use clap::{Args, Subcommand};
 
 use crate::cli::args::{OrNone, PolicyArgs};
 use crate::policy::{Budget, Quota};
+use crate::route::Route;
 
 /// `sidekey plan`.
 #[derive(Debug, Subcommand)]
@@ -57,12 +61,28 @@ pub struct PlanTerms {
     /// Who and what it is for.
     #[command(flatten)]
     pub about: AboutArgs,
+    /// What a model's name means to its keys, as smart=openai/gpt-4o; the next target with a comma, shares as
+    /// 3*openai/gpt-4o; may be repeated; none takes all of them away
+    #[arg(long, value_name = "MODEL=PROVIDER/MODEL")]
+    pub route: Vec<RouteArg>,
     /// What each key may use.
     #[command(flatten)]
     pub each: PolicyArgs,
     /// What all keys may use together.
     #[command(flatten)]
     pub shared: SharedArgs,
+}
+
+/// A route as it is typed, or `none`.
+#[derive(Clone, Debug)]
+pub struct RouteArg(pub Option<Arc<Route>>);
+
+impl FromStr for RouteArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(|OrNone(route)| Self(route.map(Arc::new)))
+    }
 }
 
 /// Models, and notes.

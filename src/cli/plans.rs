@@ -13,11 +13,13 @@ use crate::cli::plan_args::{AboutArgs, PlanCommand, PlanTerms};
 use crate::cli::policy::{self, put};
 use crate::cli::{Session, args};
 use crate::control::encoded;
+use crate::route::{Route, Routes};
 
 const COLUMNS: &[Column<'_>] = &[
     ("NAME", "/name"),
     ("KEYS", "/keys"),
     ("MODELS", "/models"),
+    ("ROUTES", "/routes"),
     ("RPM", "/limits/rpm"),
     ("TPM", "/limits/tpm"),
     ("BUDGETS", "/budgets"),
@@ -80,6 +82,9 @@ pub(super) fn list(session: &Session, field: &str, items: &[Value], columns: &[C
 /// The flags that were given, as the API's fields.
 fn terms(terms: &PlanTerms) -> Map<String, Value> {
     let mut body = about(&terms.about);
+    let routes = terms.route.iter().filter_map(|route| route.0.as_deref());
+    let routes: Routes = routes.map(|route| Route::new(&route.pattern, route.targets.to_vec())).collect();
+    put(&mut body, "routes", (!terms.route.is_empty()).then_some(routes));
     body.extend(policy::fields(&terms.each));
     let shared = policy::fields(&terms.shared.policy());
     put(&mut body, "shared", Some(shared).filter(|shared| !shared.is_empty()));
@@ -111,6 +116,16 @@ mod tests {
                 json!({"limits": {"tpm": 7}, "shared": {"limits": {"rpm": 60, "tpm": null}}}),
             ),
             ("--shared-budget none --shared-quota none", json!({"shared": {"budgets": [], "quotas": []}})),
+            (
+                "--route smart=3*openai/gpt-4o,groq/l --route s=openai",
+                json!({"routes": {
+                    "s": {"targets": [{"provider": "openai"}]},
+                    "smart": {"targets": [
+                        {"provider": "openai", "model": "gpt-4o", "weight": 3}, {"provider": "groq", "model": "l"},
+                    ]},
+                }}),
+            ),
+            ("--route none", json!({"routes": {}})),
             ("--models * --description=", json!({"models": [], "description": null})),
         ] {
             let line = format!("sidekey plan update free {flags}");

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::args::{OrNone, PolicyArgs};
 use crate::cli::out::{self, Column};
 use crate::policy::{Budget, Quota};
+use crate::route::Routes;
 
 const LIMIT_COLUMNS: &[Column<'_>] = &[
     ("SCOPE", "/scope"),
@@ -79,12 +80,21 @@ pub(super) fn as_typed(record: &Value) -> Value {
             "limits" if value.as_object().is_some_and(|limits| limits.values().all(Value::is_null)) => {
                 *value = Value::Null;
             }
+            "routes" => *value = as_routes(value),
             "shared" => *value = as_typed(value),
             "description" if *value == json!("") => *value = Value::Null,
             _ => {}
         }
     }
     record
+}
+
+fn as_routes(routes: &Value) -> Value {
+    match serde_json::from_value::<Routes>(routes.clone()) {
+        Ok(routes) if routes.is_empty() => Value::Null,
+        Ok(routes) => json!(routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+        Err(_) => routes.clone(),
+    }
 }
 
 fn typed<T: DeserializeOwned + Display>(amounts: &Value) -> Value {
@@ -150,6 +160,7 @@ mod tests {
                 {"usd": "1", "per": "day"},
             ],
             "description": "",
+            "routes": {"smart": {"targets": [{"provider": "openai", "model": "gpt-4o", "weight": 3}, {"provider": "groq"}]}},
             "shared": {"limits": {"rpm": 5}, "quotas": [{"tokens": 7, "per": "day", "counts": "input"}]},
             "in_force": [{"scope": "plan", "scope_id": "free", "limit": "rpm", "value": 5, "used": 1, "reserved": 0,
                 "remaining": 4, "resets": null, "shadow": false}],
@@ -162,6 +173,7 @@ mod tests {
             &["limits", "-"],
             &["budgets", "20/month,zone=Europe/Berlin,shadow", "1/day"],
             &["description", "-"],
+            &["routes", "smart=3*openai/gpt-4o,groq"],
             &["shared", "limits=rpm=5", "quotas=7/day,counts=input"],
             &["spent", "0"],
             &[],

@@ -8,6 +8,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value, json};
 
 use crate::pricing::Item;
+use crate::route::{MAX_TARGETS, MAX_WEIGHT};
 use crate::unit::ServiceTier;
 
 /// What a key holds.
@@ -29,6 +30,8 @@ pub enum Kind {
     Price,
     /// `"8MiB"`, or bytes.
     Size,
+    /// A list of a route's targets.
+    Targets,
     /// Free text.
     Text,
     /// A list of texts.
@@ -213,6 +216,12 @@ pub static KEYS: &[Key] = &[
     key("providers.*.http2", Kind::Bool, "false", "Whether to offer HTTP/2."),
     key("providers.*.keyless", Kind::Bool, "", "True when the provider can do without a key."),
     key("providers.*.test", Kind::Text, "", "Path of a GET that costs nothing and needs a good key."),
+    key(
+        "routes.*.targets",
+        Kind::Targets,
+        "",
+        "Where requests for this model, or glob of models, go: in this order, and by weight where neighbours have one.",
+    ),
     fixed(
         "store.durability",
         Kind::Word(&["group", "sync"]),
@@ -292,7 +301,8 @@ pub fn template() -> String {
         if table != section {
             section = table;
             let commented = if table.contains('*') { "# " } else { "" };
-            let _ = writeln!(out, "\n{commented}[{}]", table.replace('*', "my-gateway"));
+            let name = if table.starts_with("routes") { "smart" } else { "my-gateway" };
+            let _ = writeln!(out, "\n{commented}[{}]", table.replace('*', name));
         }
         let name = if name == "*" { "\"openai/gpt-4o-mini\"" } else { name };
         let value = if key.default.is_empty() { example(key.kind) } else { key.default.to_owned() };
@@ -312,6 +322,9 @@ fn example(kind: Kind) -> String {
         Kind::Money => "\"100/month\"",
         Kind::Price => "{ input = \"0.15\", cached_input = \"0.075\", output = \"0.6\" }",
         Kind::Size => "\"8MiB\"",
+        Kind::Targets => {
+            "[{ provider = \"openai\", model = \"gpt-4o\" }, { provider = \"groq\", model = \"llama-3.3-70b-versatile\" }]"
+        }
         Kind::Text => "\"…\"",
         Kind::Texts => "[\"…\"]",
         Kind::Word(words) => return format!("\"{}\"", words.first().copied().unwrap_or_default()),
@@ -342,6 +355,7 @@ fn property(key: &Key) -> Value {
         Kind::Integer => json!({"type": "integer", "minimum": 0}),
         Kind::Address | Kind::Money | Kind::Text => json!({"type": "string"}),
         Kind::Price => price(),
+        Kind::Targets => targets(),
         Kind::Integers => json!({"type": "array", "items": {"type": "integer", "minimum": 0}}),
         Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
         Kind::Duration => json!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}),
@@ -379,6 +393,20 @@ fn price() -> Value {
     price["properties"]["tiers"]["properties"] = tiers.collect::<Map<_, _>>().into();
     price["properties"]["same_as"] = json!({"type": "string", "pattern": "^[^/]+/.+$"});
     price
+}
+
+/// What may be said of a route's targets.
+fn targets() -> Value {
+    let number = |least: u32, most: u32| json!({"type": "integer", "minimum": least, "maximum": most});
+    let mut target = object();
+    target["properties"] = json!({
+        "provider": {"type": "string", "description": "A provider, by id or alias."},
+        "model": {"type": "string", "description": "The model's name there; the one asked for unless given."},
+        "weight": number(1, MAX_WEIGHT),
+        "order": number(0, u32::MAX),
+    });
+    target["required"] = json!(["provider"]);
+    json!({"type": "array", "minItems": 1, "maxItems": MAX_TARGETS, "items": target})
 }
 
 /// The default as JSON.
@@ -477,7 +505,8 @@ mod tests {
         let text = template();
         let text: Vec<&str> = text.lines().filter(toml_line).map(|line| line.trim_start_matches("# ")).collect();
         let whole: Config = toml::from_str(&text.join("\n")).expect("valid when uncommented");
-        assert_eq!((whole.providers.len(), whole.prices.len()), (1, 1));
+        assert_eq!((whole.providers.len(), whole.prices.len(), whole.routes.iter().count()), (1, 1, 1));
+        assert_eq!(Config::default().registry().expect("valid").route_faults(&whole.routes), []);
         assert_eq!(whole.listen.transparent.map(|address| address.port()), Some(15001));
     }
 

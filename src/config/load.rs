@@ -189,7 +189,7 @@ impl Layers {
     fn key_of_variable(&self, rest: &str) -> Option<String> {
         let said: Vec<String> = rest.split("__").map(str::to_lowercase).collect();
         // A variable's name cannot spell a model's.
-        let row = KEYS.iter().filter(|row| row.kind != Kind::Price).find(|row| {
+        let row = KEYS.iter().filter(|row| !matches!(row.kind, Kind::Price | Kind::Targets)).find(|row| {
             let names: Vec<&str> = row.path.split('.').collect();
             names.len() == said.len() && names.iter().zip(&said).all(|(name, said)| *name == "*" || name == said)
         })?;
@@ -391,6 +391,21 @@ mod tests {
                 "half of a TLS",
                 "[admin.tls]\ncert = \"a.pem\"",
                 "sidekey.toml:2:1: admin.tls.key: is missing: TLS takes cert, key and client_ca",
+            ),
+            (
+                "a target's field",
+                "[routes.smart]\ntargets = [{ provder = \"openai\" }]",
+                "sidekey.toml:2:14: unknown field `provder`; did you mean `provider`?",
+            ),
+            (
+                "a target of no provider",
+                "[routes.\"gpt-4.1\"]\ntargets = [{ provider = \"openai\" }, { provider = \"opnai\" }]",
+                "sidekey.toml:2:1: routes.gpt-4.1: targets[1].provider: there is no provider \"opnai\"; did you mean \"openai\"?",
+            ),
+            (
+                "targets of two dialects",
+                "[routes.smart]\ntargets = [{ provider = \"openai\" }, { provider = \"anthropic\", model = \"claude-x\" }]",
+                "sidekey.toml:2:1: routes.smart: targets[1].provider: anthropic speaks the dialect anthropic and openai openai; name providers of one dialect",
             ),
             (
                 "ports",

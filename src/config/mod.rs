@@ -23,6 +23,7 @@ use crate::pricing::{ANY, Listing, Overlay, PriceName, PriceTable, Prices};
 use crate::provider::{ConfigFault, ProviderSection, Registry};
 use crate::provider_key::ProviderKeysSection;
 use crate::proxy::section::ProxySection;
+use crate::route::Routes;
 use crate::storage::StoreSection;
 use crate::unit::duration;
 use crate::virtual_key::{KeysSection, is_prefix};
@@ -57,6 +58,8 @@ pub struct Config {
     pub provider_keys: ProviderKeysSection,
     /// What differs from the built-in providers, and the operator's own.
     pub providers: BTreeMap<String, ProviderSection>,
+    /// What names of models mean.
+    pub routes: Routes,
     /// How sidekey ends.
     pub shutdown: ShutdownSection,
     /// The store.
@@ -234,7 +237,11 @@ impl Config {
         faults.extend(self.open_admin());
         faults.extend(self.shared_addresses());
         match self.registry() {
-            Ok(registry) => faults.extend(self.unknown_prices(&registry)),
+            Ok(registry) => {
+                faults.extend(self.unknown_prices(&registry));
+                let routes = registry.route_faults(&self.routes).into_iter();
+                faults.extend(routes.map(|fault| wrong(&[&format!("routes.{}", fault.pattern)], fault.what)));
+            }
             Err(wrongs) => faults.extend(wrongs.into_iter().map(|fault| self.of_provider(fault))),
         }
         faults
@@ -270,14 +277,14 @@ impl Config {
         PriceTable::new(Overlay::hashed("config", prices), listings)
     }
 
-    /// The providers in force.
+    /// The providers in force, and the routes to them.
     ///
     /// # Errors
-    /// Every fault of their sections.
+    /// Every fault of the providers' sections; [`Config::check`] tells those of routes.
     pub fn registry(&self) -> Result<Registry, Vec<ConfigFault>> {
         // The built-in default may be switched off; only one that was asked for must be there.
         let default = Some(self.limits.default_provider.as_str()).filter(|said| *said != BUILT_IN_DEFAULT);
-        Registry::build(&self.providers, default)
+        Ok(Registry::build(&self.providers, default)?.with_routes(self.routes.clone()))
     }
 
     /// A fault of a provider's section; one of a provider without a section is that of the default provider.

@@ -14,7 +14,7 @@ use crate::control::caller::Caller;
 use crate::control::policy::{Figure, LimitView, bare};
 use crate::control::problem::{Asked, Problem};
 use crate::control::{ControlState, keys};
-use crate::explain::{Explanation, Question};
+use crate::explain::{Explanation, Question, RouteTaken};
 use crate::id::{KeyId, KeySource, Owner};
 use crate::limit::{Kind, Report};
 use crate::provider::Endpoint;
@@ -41,6 +41,8 @@ pub(super) struct ExplainView {
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<RefusalView>,
     key: KeyPart,
+    /// The route that leads it there.
+    route: Option<RouteView>,
     /// Whom it leads to.
     provider: Option<String>,
     endpoint: Option<&'static str>,
@@ -86,6 +88,29 @@ struct ListView {
     scope_id: String,
     allows: bool,
     list: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct RouteView {
+    /// The model's name or glob that it is for.
+    model: String,
+    /// `plan` or `config`.
+    of: &'static str,
+    /// In the order in which they would be tried.
+    targets: Vec<TargetView>,
+}
+
+#[derive(Debug, Serialize)]
+struct TargetView {
+    provider: String,
+    /// The model's name there; null is the one that was asked for.
+    model: Option<String>,
+    /// Targets of one order share.
+    order: usize,
+    /// Of how many requests how many, `3/4`.
+    share: String,
+    /// Why it would be passed over; null when it would not.
+    passed_over: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -144,7 +169,7 @@ pub(super) async fn explain(
 
 impl ExplainView {
     fn new(key: &KeyState, explanation: Explanation, now: u64) -> Self {
-        let Explanation { rejection, upstream, endpoint, model, provider_keys, need, priced, limits, refusal } =
+        let Explanation { rejection, route, upstream, endpoint, model, provider_keys, need, priced, limits, refusal } =
             explanation;
         let record = &key.record;
         Self {
@@ -164,6 +189,7 @@ impl ExplainView {
                 plan: record.plan.clone(),
                 rejection: rejection.map(|rejection| rejection.as_str()),
             },
+            route: route.map(RouteView::from),
             lists: lists(key, upstream.as_ref().map(|upstream| &*upstream.id), endpoint, model.as_deref()),
             provider: upstream.map(|upstream| upstream.id.to_string()),
             endpoint: endpoint.map(Endpoint::as_str),
@@ -186,6 +212,19 @@ impl ExplainView {
             },
             limits: limits.iter().map(|report| WouldView::new(report, now)).collect(),
         }
+    }
+}
+
+impl From<RouteTaken> for RouteView {
+    fn from(route: RouteTaken) -> Self {
+        let targets = route.targets.into_iter().map(|taken| TargetView {
+            provider: taken.target.provider,
+            model: taken.target.model,
+            order: taken.order,
+            share: format!("{}/{}", taken.share.0, taken.share.1),
+            passed_over: taken.passed,
+        });
+        Self { model: route.pattern, of: if route.of_plan { "plan" } else { "config" }, targets: targets.collect() }
     }
 }
 

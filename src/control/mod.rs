@@ -76,6 +76,7 @@ pub use self::provider_keys::{TestResult, Verdict, apply};
 pub use self::routes::{Least, listed};
 pub use self::session::Console;
 pub use self::status::{ConfigReport, Facts, Listening};
+pub use crate::provider::encoded;
 
 /// Asks a provider whether it takes a stored key, by the key's id, without spending.
 pub type KeyTester = Arc<dyn Fn(KeyId) -> Pin<Box<dyn Future<Output = TestResult> + Send>> + Send + Sync>;
@@ -199,20 +200,6 @@ fn expected_version(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 
 fn key_id(text: &str) -> Result<KeyId, Problem> {
     text.parse().map_err(|error: crate::id::BadId| Problem::not_found(&format!("key of that id: {error}")))
-}
-
-/// Text as one part of a path or a query's value (RFC 3986 §2.3).
-#[must_use]
-pub fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
 
 /// One page of a list.

@@ -22,6 +22,8 @@ use crate::id::ScopeId;
 use crate::limit::Moment;
 use crate::plan::Plan;
 use crate::policy::Policy;
+use crate::provider::Registry;
+use crate::route::Routes;
 use crate::storage::Snapshot;
 
 /// What is said of a plan, at its making and at a change: an absent field keeps its value, null takes it away.
@@ -31,6 +33,8 @@ pub(super) struct Wish {
     name: Option<String>,
     #[serde(deserialize_with = "said")]
     models: Option<Option<Vec<String>>>,
+    #[serde(deserialize_with = "said")]
+    routes: Option<Option<Routes>>,
     #[serde(deserialize_with = "said")]
     shared: Option<Option<PolicyWish>>,
     #[serde(deserialize_with = "said")]
@@ -42,6 +46,8 @@ pub(super) struct Wish {
 struct PlanView {
     name: String,
     models: Vec<String>,
+    /// What names of models mean to its keys.
+    routes: Routes,
     /// What each of its keys may use.
     #[serde(flatten)]
     policy: Policy,
@@ -56,8 +62,8 @@ struct PlanView {
 impl PlanView {
     fn new(snapshot: &Snapshot, keys: &HashMap<ScopeId, usize>, plan: &Plan, version: u64, at: Moment) -> Self {
         let used = SharedView::new(snapshot, keys, &ScopeId::Plan(plan.name.as_str().into()), at);
-        let Plan { name, models, policy, shared, description } = plan.clone();
-        Self { name, models, policy, shared, description, used, version }
+        let Plan { name, models, routes, policy, shared, description } = plan.clone();
+        Self { name, models, routes, policy, shared, description, used, version }
     }
 }
 
@@ -83,7 +89,7 @@ pub(super) async fn create(
     let name = named::new_name(wish.rest.name.as_ref())?;
     let location = format!("/api/plans/{}", encoded(&name));
     let mut plan = Plan { name, ..Plan::default() };
-    apply(&wish, &mut plan)?;
+    apply(&wish, &mut plan, &state.registry)?;
     let (plan, version) = state.store.put_named(plan, Some(0)).await?;
     let made = answer(&state, &plan, version);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], made).into_response())
@@ -110,7 +116,7 @@ pub(super) async fn update(
     let (before, version) = named::find::<Plan>(&state, &name)?;
     let expected = expected_version(&headers)?.unwrap_or(version);
     let mut plan = (*before).clone();
-    apply(&wish, &mut plan)?;
+    apply(&wish, &mut plan, &state.registry)?;
     let (plan, version) = state.store.put_named(plan, Some(expected)).await?;
     Ok(answer(&state, &plan, version))
 }
@@ -122,12 +128,19 @@ fn answer(state: &ControlState, plan: &Plan, version: u64) -> Response {
 }
 
 /// Writes what was said into `plan`.
-fn apply(With { policy, rest: wish }: &With<Wish>, plan: &mut Plan) -> Result<(), Problem> {
+fn apply(With { policy, rest: wish }: &With<Wish>, plan: &mut Plan, registry: &Registry) -> Result<(), Problem> {
     policy.apply(&mut plan.policy)?;
     match &wish.shared {
         None => {}
         Some(None) => plan.shared = Policy::default(),
         Some(Some(shared)) => shared.apply(&mut plan.shared).map_err(|problem| problem.within("shared"))?,
+    }
+    if let Some(routes) = &wish.routes {
+        let routes = routes.clone().unwrap_or_default();
+        if let Some(fault) = registry.route_faults(&routes).first() {
+            return Err(Problem::invalid("routes", fault.to_string()));
+        }
+        plan.routes = routes;
     }
     if let Some(models) = globs(&wish.models)? {
         plan.models = models;

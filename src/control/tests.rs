@@ -130,6 +130,7 @@ fn explained(question: &Question) -> Explanation {
     });
     Explanation {
         rejection: None,
+        route: None,
         upstream: None,
         endpoint: question.endpoint,
         model: question.model.clone(),
@@ -537,6 +538,7 @@ async fn a_plan_is_made_shown_changed_and_removed() {
             "/api/plans",
             json!({
                 "name": "free / trial", "models": ["gpt-4o*"], "limits": {"rpm": 5}, "description": "for a week",
+                "routes": {"smart": {"targets": [{"provider": "openai", "model": "gpt-4o"}]}},
                 "shared": {"budgets": [{"usd": "20", "per": "month"}]},
             }),
         )
@@ -545,6 +547,7 @@ async fn a_plan_is_made_shown_changed_and_removed() {
     let path = "/api/plans/free%20%2F%20trial";
     let want = json!({
         "name": "free / trial", "models": ["gpt-4o*"], "limits": {"rpm": 5, "tpm": null, "max_in_flight": null},
+        "routes": {"smart": {"targets": [{"provider": "openai", "model": "gpt-4o"}]}},
         "shared": {
             "limits": {"rpm": null, "tpm": null, "max_in_flight": null},
             "budgets": [{"usd": "20", "per": "month", "alert_at": [80, 100], "shadow": false}],
@@ -568,9 +571,12 @@ async fn a_plan_is_made_shown_changed_and_removed() {
     let on_it = api.get("/api/keys?plan=free%20%2F%20trial").await.body["keys"].clone();
     assert_eq!(on_it, json!([key]));
     let key = format!("/api/keys/{}", id_of(&key));
-    let changed = api.patch(path, json!({"limits": {"rpm": 7}, "models": null, "shared": null}), Some("\"1\"")).await;
+    let changed = api
+        .patch(path, json!({"limits": {"rpm": 7}, "models": null, "routes": null, "shared": null}), Some("\"1\""))
+        .await;
     assert_eq!((changed.status, changed.etag.as_deref()), (200, Some("\"2\"")), "{}", changed.text);
     assert_eq!((&changed.body["keys"], &changed.body["models"]), (&json!(1), &json!([])));
+    assert_eq!(changed.body["routes"], json!({}));
     assert_eq!((&changed.body["in_force"], &changed.body["description"]), (&json!([]), &json!("for a week")));
     assert_eq!(rpm(&api.get(&key).await.body).unwrap()["value"], 7);
     assert_eq!(api.patch(path, json!({"limits": {"rpm": 8}}), Some("\"1\"")).await.status, 412);
@@ -596,6 +602,7 @@ async fn what_a_plan_cannot_be() {
         (json!({"name": "free", "shared": {"limits": {"rpm": 0}}}), 422, "shared.limits.rpm"),
         (json!({"name": "free", "shared": {"quotas": [{"tokens": 1, "time_zone": "Mars"}]}}), 422, "shared.quotas"),
         (json!({"name": "free", "models": [""]}), 422, "models"),
+        (json!({"name": "free", "routes": {"a": {"targets": [{"provider": "opnai"}]}}}), 422, "routes"),
         (json!({"name": "free", "providers": []}), 400, "providers"),
     ] {
         let refused = api.post("/api/plans", body.clone()).await;
@@ -727,7 +734,7 @@ async fn what_would_become_of_a_request() {
         "would_be": "refused",
         "refusal": {"status": 402, "code": "insufficient_quota", "message": message},
         "key": {"id": id, "name": "app", "status": "active", "user": "alice", "team": null, "plan": null, "rejection": null},
-        "provider": null, "endpoint": "embeddings", "model": "o3",
+        "route": null, "provider": null, "endpoint": "embeddings", "model": "o3",
         "lists": [
             {"of": "endpoint", "scope": "key", "scope_id": id, "allows": false, "list": ["chat"]},
             {"of": "model", "scope": "user", "scope_id": "alice", "allows": false, "list": ["gpt-*"]},

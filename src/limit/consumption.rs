@@ -53,6 +53,18 @@ impl Consumption {
         }
     }
 
+    /// What of it goes beyond `covered`.
+    #[must_use]
+    pub fn beyond(&self, covered: &Self) -> Self {
+        Self {
+            input: self.input.saturating_sub(covered.input),
+            cached_input: self.cached_input.saturating_sub(covered.cached_input),
+            output: self.output.saturating_sub(covered.output),
+            total: self.total.saturating_sub(covered.total),
+            nano_usd: self.nano_usd.saturating_sub(covered.nano_usd),
+        }
+    }
+
     /// The tokens that count.
     #[must_use]
     pub fn counted(&self, counts: Counts) -> u64 {

@@ -3,6 +3,7 @@
 //! Owns [`Outgoing`]; leaves reading responses to `upstream` and looking at them to `proxy::observe`.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -76,6 +77,36 @@ impl Chunks {
     /// The chunks, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Bytes> {
         self.chunks.iter()
+    }
+
+    /// The same chunks with `text` in place of these bytes; what stays is not copied, but for small pieces. `None` when
+    /// there are not so many.
+    #[must_use]
+    pub fn spliced(&self, at: Range<usize>, text: Bytes) -> Option<Self> {
+        if at.start > at.end || at.end as u64 > self.len {
+            return None;
+        }
+        let mut spliced = Self::default();
+        let mut start = 0;
+        for chunk in self.iter() {
+            let before = at.start.saturating_sub(start).min(chunk.len());
+            spliced.push_some(chunk.slice(..before));
+            start += chunk.len();
+        }
+        spliced.push_some(text);
+        let mut start = 0;
+        for chunk in self.iter() {
+            let until = at.end.saturating_sub(start).min(chunk.len());
+            spliced.push_some(chunk.slice(until..));
+            start += chunk.len();
+        }
+        Some(spliced)
+    }
+
+    fn push_some(&mut self, chunk: Bytes) {
+        if !chunk.is_empty() {
+            self.push(chunk);
+        }
     }
 
     /// One piece: the only chunk as it is, else the chunks joined.
@@ -155,5 +186,21 @@ mod tests {
         assert!(chunks.iter().count() < 30, "{}", chunks.iter().count());
         assert_eq!(chunks.len(), (text.len() + LARGE) as u64);
         assert_eq!(chunks.joined()[..text.len()], text);
+    }
+
+    #[test]
+    fn a_splice_changes_the_bytes_it_names() {
+        let text: Vec<u8> = (0..10_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let mut chunks = Chunks::default();
+        text.chunks(1_999).for_each(|piece| chunks.push(Bytes::copy_from_slice(piece)));
+        for at in [0..0, 0..5, 1_990..2_010, 1_999..1_999, 1_000..9_000, 9_999..10_000, 10_000..10_000] {
+            for new in ["", "x", "a longer text"] {
+                let spliced = chunks.spliced(at.clone(), Bytes::from(new)).expect("within");
+                let want = [&text[..at.start], new.as_bytes(), &text[at.end..]].concat();
+                assert_eq!((spliced.joined(), spliced.len()), (Bytes::from(want.clone()), want.len() as u64), "{at:?}");
+            }
+        }
+        assert!(chunks.spliced(0..10_001, Bytes::new()).is_none());
+        assert_eq!(chunks.joined(), text);
     }
 }

@@ -15,6 +15,7 @@ use super::place::{Scheme, host_matches};
 use super::section::{ConfigFault, ProviderSection};
 use super::upstream::Upstream;
 use super::{ANTHROPIC, BEDROCK, COHERE, Dialect, Endpoint, GEMINI, OLLAMA, OPENAI, PROVIDERS, nearest, provider};
+use crate::route::Routes;
 
 /// First segments of bare paths, which no provider may be named after.
 const RESERVED: &[&str] = &["v1", "v1alpha", "v1beta", "v1beta1", "v2", "api", "model", "upload", "ws"];
@@ -28,6 +29,7 @@ pub struct Registry {
     hosts: HashMap<String, Arc<Upstream>>,
     patterns: Vec<(String, Pattern)>,
     default: Option<Arc<Upstream>>,
+    routes: Routes,
 }
 
 /// Whom a pattern of hosts leads to.
@@ -119,7 +121,8 @@ impl Registry {
                 names.insert((*alias).into(), upstream.clone());
             }
         }
-        let mut registry = Self { all, names, hosts: HashMap::new(), patterns: Vec::new(), default: None };
+        let mut registry =
+            Self { all, names, hosts: HashMap::new(), patterns: Vec::new(), default: None, routes: Routes::default() };
         registry.index_hosts(faults);
         let wanted = default.unwrap_or("openai");
         match registry.lookup(wanted) {
@@ -194,6 +197,23 @@ impl Registry {
     #[must_use]
     pub fn by_id(&self, name: &str) -> Option<&Arc<Upstream>> {
         self.names.get(name).filter(|upstream| upstream.enabled)
+    }
+
+    /// The provider of this id or alias, whether or not it is switched on.
+    pub(super) fn known(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.names.get(name)
+    }
+
+    /// The operator's routes.
+    #[must_use]
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// The same providers, with these routes to them.
+    #[must_use]
+    pub fn with_routes(self, routes: Routes) -> Self {
+        Self { routes, ..self }
     }
 
     /// As [`Registry::by_id`], saying why not.

@@ -45,6 +45,12 @@ pub(super) enum Error {
     ProviderKeyRejected { provider: String, status: u16 },
     #[error("this virtual key may not use the provider {provider:?}; its providers are {allowed}")]
     ProviderNotAllowed { provider: String, allowed: String },
+    #[error("the route {pattern:?} leads to {provider}: {source}")]
+    Route { pattern: String, provider: String, source: Box<Self> },
+    #[error("{0}")]
+    Misrouted(String),
+    #[error("{0}")]
+    NoTarget(String),
     #[error("two different virtual keys in one request; send one")]
     SeveralKeys,
     #[error(
@@ -65,6 +71,7 @@ impl Error {
     pub(super) fn refusal(&self) -> Refusal {
         match self {
             Self::KeyNotAccepted(reason) => rejection(*reason),
+            Self::Route { source, .. } => Refusal { message: self.to_string(), ..source.refusal() },
             Self::Limited(refused) => {
                 let counted = match refused.limit {
                     limit::Kind::Quota(..) | limit::Kind::Tpm => Counted::Tokens,
@@ -110,9 +117,13 @@ impl Error {
     /// The mapping.
     pub(super) fn kind(&self) -> RefusalKind {
         match self {
-            Self::BadPath(_) | Self::BadRequest(_) | Self::ClientBody | Self::ClientSlow | Self::SeveralKeys => {
-                RefusalKind::BadRequest
-            }
+            Self::BadPath(_)
+            | Self::BadRequest(_)
+            | Self::ClientBody
+            | Self::ClientSlow
+            | Self::Misrouted(_)
+            | Self::SeveralKeys => RefusalKind::BadRequest,
+            Self::Route { source, .. } => source.kind(),
             Self::BodyTooLarge { .. } => RefusalKind::BodyTooLarge,
             Self::EndpointNotAllowed { .. } | Self::ModelUnknown { .. } | Self::ProviderNotAllowed { .. } => {
                 RefusalKind::PermissionDenied
@@ -122,7 +133,7 @@ impl Error {
             Self::Limited(refused) if refused.limit.is_rate() => RefusalKind::RateLimited,
             Self::Limited(_) => RefusalKind::InsufficientQuota,
             Self::ModelNotAllowed { .. } | Self::Unpriced { .. } => RefusalKind::ModelNotAllowed,
-            Self::NoProviderKey { .. } => RefusalKind::NoProviderKey,
+            Self::NoProviderKey { .. } | Self::NoTarget(_) => RefusalKind::NoProviderKey,
             Self::NoSuchProvider { .. } => RefusalKind::NotFound,
             Self::ProviderKeyRejected { .. } => RefusalKind::ProviderKeyRejected,
             Self::Unrecorded(_) => RefusalKind::Overloaded,

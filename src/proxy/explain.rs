@@ -9,13 +9,15 @@ use std::sync::Arc;
 use http::Method;
 
 use crate::clock::Clock;
-use crate::explain::{Explanation, Question};
-use crate::limit::{Consumption, Moment, Permit};
+use crate::explain::{Explanation, Question, RouteTaken, TargetTaken};
+use crate::limit::{Consumption, Kind, Moment, Permit};
 use crate::provider::{Asked, Call, Endpoint, Registry, Upstream, default_dialect};
 use crate::proxy::admit;
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::Error;
+use crate::proxy::route;
 use crate::proxy::select::{self, Choice};
+use crate::route::{Route, Target};
 use crate::storage::Store;
 use crate::virtual_key::VirtualKey;
 
@@ -56,6 +58,7 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
     let caller = Caller::Known(Arc::clone(&question.key), record.digest);
     let mut explanation = Explanation {
         rejection,
+        route: None,
         upstream: None,
         endpoint: question.endpoint,
         model: question.model.clone(),
@@ -68,10 +71,27 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
     let mut speaks = default_dialect();
     if let Some(upstream) = why.note(upstream(registry, question)) {
         let asked = asked(question);
-        let call = call(&upstream, question);
-        let model = call.model(&asked);
-        speaks = call.speaks;
-        why.note(select::permit(&question.key, &upstream.id, &call, model));
+        let mut first = First { call: call(&upstream, question), upstream, model: None };
+        speaks = first.call.speaks;
+        let named = question.provider.is_some().then(|| Arc::clone(&first.upstream));
+        let said = first.call.model(&asked);
+        let route = route::find(registry, &question.key, named.as_ref(), &first.call, said);
+        let route = route.map(|(route, of_plan)| (Arc::clone(route), of_plan));
+        match route {
+            Some((route, of_plan)) => {
+                let way = Along { store, registry, caller: &caller, asked: &asked, named, question, at };
+                let (targets, chosen) = way.targets(&route, &first);
+                explanation.route = Some(RouteTaken { pattern: route.pattern.to_string(), of_plan, targets });
+                if let Some(chosen) = why.note(chosen) {
+                    first = chosen;
+                }
+            }
+            None => {
+                why.note(select::permit(&question.key, &first.upstream.id, &first.call, said));
+            }
+        }
+        let First { upstream, call, model } = first;
+        let model = model.as_deref().or_else(|| call.model(&asked));
         let need = match call.endpoint {
             Endpoint::Realtime => admit::session(),
             _ => admit::estimate(call.wire, question.input_tokens, &asked, &caller, model),
@@ -97,6 +117,73 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
         (speaks.refusal_status(refusal.kind), refusal)
     });
     explanation
+}
+
+/// Whom the request would be sent to first, and what it asks there.
+struct First {
+    upstream: Arc<Upstream>,
+    call: Call<'static>,
+    /// The model that a route calls.
+    model: Option<String>,
+}
+
+/// What a route's targets are looked at with.
+struct Along<'a> {
+    store: &'a Store,
+    registry: &'a Registry,
+    caller: &'a Caller,
+    asked: &'a Asked,
+    named: Option<Arc<Upstream>>,
+    question: &'a Question,
+    at: Moment,
+}
+
+impl Along<'_> {
+    /// Every target, and the first that would be sent to: of those that may be called the first with a usable key, else
+    /// the first.
+    fn targets(&self, route: &Route, asks: &First) -> (Vec<TargetTaken>, Result<First, Error>) {
+        let (mut targets, mut chosen, mut why) = (Vec::new(), None, None);
+        let mut ready = false;
+        for (place, order) in route.places() {
+            let target = &route.targets[place];
+            let (passed, first) = match self.target(target, asks) {
+                Ok((first, None, need)) => (self.no_room(need).filter(|_| ready), Some(first)),
+                Ok((first, Some(no_key), _)) => (Some(no_key.to_string()), Some(first)),
+                Err(error) => {
+                    let passed = error.to_string();
+                    why.get_or_insert_with(|| route::passed(route, target, error));
+                    (Some(passed), None)
+                }
+            };
+            if let Some(first) = first.filter(|_| chosen.is_none() || !ready && passed.is_none()) {
+                (chosen, ready) = (Some(first), passed.is_none());
+            }
+            targets.push(TargetTaken { target: target.clone(), order, share: route.share(place), passed });
+        }
+        (targets, chosen.ok_or_else(|| why.unwrap_or(Error::Internal("the route leads nowhere"))))
+    }
+
+    /// Why a stand-in would be passed over that needs so much: it is not counted as a request of its own.
+    fn no_room(&self, need: Consumption) -> Option<String> {
+        let refused = Permit::refusal(&self.question.key.scopes, self.at, need)?;
+        (!matches!(refused.limit, Kind::InFlight | Kind::Rpm)).then(|| refused.to_string())
+    }
+
+    /// The request at a target; with it, why no key of its provider would be tried, and what it needs.
+    fn target(&self, target: &Target, asks: &First) -> Result<(First, Option<Error>, Consumption), Error> {
+        let upstream = route::upstream(self.registry, target, self.named.as_ref());
+        let upstream = upstream.map_err(|why| Error::NoTarget(why.to_string()))?;
+        let asked = asks.call.model(self.asked).unwrap_or_default();
+        let model = target.model.as_deref().map_or(asked, |model| upstream.dialect.plain_model(model)).to_owned();
+        let mut call = asks.call.clone();
+        call.model = call.model.map(|_| Cow::Owned(model.clone()));
+        let said = (self.question.input_tokens, self.asked);
+        let snapshot = self.store.snapshot();
+        let (need, _) = route::allowed(self.caller, &upstream, (&call, &model), said, snapshot.prices())?;
+        let choice = Choice::new(Arc::clone(&upstream), self.caller, Some(&model), (need, self.at.wall_ms), 0);
+        let no_key = choice.preview(self.store, self.at.now).err();
+        Ok((First { upstream, call, model: Some(model) }, no_key, need))
+    }
 }
 
 /// The first reason of several, which is the one a client is told.

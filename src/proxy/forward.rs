@@ -7,20 +7,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST};
-use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
 use crate::clock::Nanos;
+use crate::id::{KeyId, KeySource};
+use crate::limit::{Consumption, Moment};
 use crate::net::body::Outgoing;
 use crate::net::upstream::{Pool, Received, SendError};
 use crate::provider::{
     AcceptEncoding, Action, Call, FirstEvent, Meaning, TEXT_MAX, Upstream, first_event, judge, room, wants_text,
 };
-use crate::proxy::credentials;
 use crate::proxy::error::Error;
+use crate::proxy::metrics::ProviderMetrics;
 use crate::proxy::request::{BodyFault, Taken};
 use crate::proxy::select::{Candidate, Choice};
 use crate::proxy::settle::{Account, Books, Open};
+use crate::proxy::{Lane, credentials};
 use crate::scan::decode::{Decoder, codings};
 
 /// A request ready to be sent, but for the credential.
@@ -42,6 +44,22 @@ pub(super) struct Way<'a> {
     pub(super) upgrade: bool,
 }
 
+/// An answer, or a failure, that is told unless a later try does better; and of an answer, by whom it was given.
+#[derive(Debug)]
+pub(super) struct Kept {
+    told: Result<Response<Received>, Error>,
+    by: Option<Server>,
+}
+
+/// What an entry says of who answered.
+#[derive(Debug)]
+struct Server {
+    provider: Arc<str>,
+    provider_key: Option<KeyId>,
+    key_source: Option<KeySource>,
+    metrics: Arc<ProviderMetrics>,
+}
+
 /// Tries one candidate after the other. `ready` is when the request was complete, for the entry's overhead.
 pub(super) async fn forward(
     way: Way<'_>,
@@ -51,20 +69,37 @@ pub(super) async fn forward(
     account: &mut Account,
     ready: Nanos,
 ) -> Result<Response<Received>, Error> {
-    let mut outcome = None;
-    loop {
-        let Some((candidate, last)) = choice.next(&books.store, books.clock.now()) else { break };
+    let mut kept = None;
+    if let Some(answer) = tries(way, &mut outbound, &mut choice, books, account, ready, &mut kept).await {
+        return answer;
+    }
+    kept.map_or_else(|| Err(choice.nothing(&books.store, books.clock.now())), |kept| account.answered_by(kept))
+}
+
+/// The same; gives what the client gets whatever else could be tried. Of what failed, `kept` holds what is worth most.
+pub(super) async fn tries(
+    way: Way<'_>,
+    outbound: &mut Outbound,
+    choice: &mut Choice,
+    books: &Books,
+    account: &mut Account,
+    ready: Nanos,
+    kept: &mut Option<Kept>,
+) -> Option<Result<Response<Received>, Error>> {
+    while let Some((candidate, last)) = choice.next(&books.store, books.clock.now()) {
         let last = last || !outbound.body.is_held();
         let own = matches!(candidate, Candidate::Own);
         let request = match outbound.attempt(way, &candidate, last) {
             Ok(Some(request)) => request,
             Ok(None) => break,
             Err(error) => {
-                outcome = Some(outcome.unwrap_or(Err(error)));
+                kept.get_or_insert(Kept { told: Err(error), by: None });
                 continue;
             }
         };
-        account.attempt(candidate, ready)?;
+        if let Err(error) = account.attempt(candidate, ready) {
+            return Some(Err(error));
+        }
         let mut sent = send(way, request).await;
         let meaning = match &mut sent {
             // Nothing of ours went with it.
@@ -77,7 +112,7 @@ pub(super) async fn forward(
         };
         account.judged(&meaning);
         if meaning.action == Action::Relay {
-            return sent;
+            return Some(sent);
         }
         let learned = match sent {
             // The provider's text may hold part of the key.
@@ -87,18 +122,17 @@ pub(super) async fn forward(
             }
             sent => sent,
         };
-        // An earlier key's "come back later" tells the client more than a later key's failure.
-        outcome = match (outcome, learned) {
-            (Some(Ok(busy)), Err(_)) => Some(Ok(busy)),
-            (_, learned) => Some(learned),
-        };
+        // An earlier try's "come back later" tells the client more than a later one's failure.
+        if learned.is_ok() || kept.as_ref().is_none_or(|kept| kept.told.is_err()) {
+            *kept = Some(account.keep(learned));
+        }
         // A request of which part was sent may have been served: only a body still held is sent again, and only because
         // no byte of an answer has come.
         if last {
             break;
         }
     }
-    outcome.unwrap_or_else(|| Err(choice.nothing(&books.store, books.clock.now())))
+    None
 }
 
 fn relayed() -> Meaning {
@@ -207,10 +241,59 @@ impl Account {
         open.entry.attempts += 1;
         if open.entry.attempts == 1 {
             open.entry.overhead_ns = now.saturating_sub(ready);
-        } else {
+        } else if !open.moved {
             open.metrics.failovers.inc();
         }
+        open.moved = false;
         Ok(())
+    }
+
+    /// What failed, and who it was if it answered.
+    fn keep(&mut self, told: Result<Response<Received>, Error>) -> Kept {
+        let open = self.open().filter(|_| told.is_ok());
+        let by = open.map(|open| Server {
+            provider: Arc::clone(&open.entry.provider),
+            provider_key: open.entry.provider_key,
+            key_source: open.entry.key_source,
+            metrics: Arc::clone(&open.metrics),
+        });
+        Kept { told, by }
+    }
+
+    /// Tells the client what was kept; the entry names who said it, though others were tried since.
+    ///
+    /// # Errors
+    /// What was kept, where it is one.
+    pub(super) fn answered_by(&mut self, Kept { told, by }: Kept) -> Result<Response<Received>, Error> {
+        if let (Some(open), Some(by)) = (self.open(), by) {
+            open.metrics = by.metrics;
+            open.entry.provider = by.provider;
+            open.entry.provider_key = by.provider_key;
+            open.entry.key_source = by.key_source;
+        }
+        told
+    }
+
+    /// Notes that the request goes to another provider, or under another name.
+    pub(super) fn goes_to(&mut self, lane: &Lane, model: &Arc<str>, price_version: Option<Arc<str>>) {
+        let Some(open) = self.open() else { return };
+        open.attempt = None;
+        open.moved = true;
+        open.metrics = Arc::clone(&lane.metrics);
+        open.called = Some(Arc::clone(model));
+        open.entry.provider = Arc::clone(&lane.upstream.id);
+        (open.entry.provider_key, open.entry.key_source) = (None, None);
+        open.entry.price_version = price_version;
+    }
+
+    /// Reserves what a dearer target needs beyond what is reserved.
+    ///
+    /// # Errors
+    /// When a limit has no room for it.
+    pub(super) fn reserve_more(&mut self, need: Consumption, at: Moment) -> Result<(), Error> {
+        let Some(permit) = self.open().and_then(|open| open.permit.as_mut()) else { return Ok(()) };
+        let more = need.beyond(&permit.reserved());
+        if more == Consumption::default() { Ok(()) } else { Ok(permit.grow(at, more)?) }
     }
 
     /// Takes what the provider says is left of the key's limits.
@@ -262,19 +345,27 @@ fn fault_of(error: &SendError) -> Option<&BodyFault> {
 }
 
 impl Outbound {
-    /// `parts` of the client's request, credentials and hop-by-hop headers already gone.
-    pub(super) fn new(parts: Parts, target: Uri, upstream: &Upstream, body: Taken) -> Self {
-        let mut headers = parts.headers;
+    /// Of the client's request, credentials and hop-by-hop headers already gone; `decoded` when its compression is too.
+    pub(super) fn new(
+        (method, mut headers): (Method, HeaderMap),
+        target: Uri,
+        upstream: &Upstream,
+        body: Taken,
+        decoded: bool,
+    ) -> Self {
+        if decoded {
+            headers.remove(CONTENT_ENCODING);
+        }
         headers.insert(HOST, upstream.authority().clone());
         if upstream.accept_encoding == Some(AcceptEncoding::Identity) {
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         let empty = matches!(&body, Taken::Held(held) if held.is_empty());
-        if empty && matches!(parts.method, Method::PATCH | Method::POST | Method::PUT) {
+        if empty && matches!(method, Method::PATCH | Method::POST | Method::PUT) {
             // Some servers want it said (RFC 9110 §8.6).
             headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        Self { method: parts.method, target, headers, body }
+        Self { method, target, headers, body }
     }
 
     /// The request of one attempt. The last one takes what it needs, so that a single candidate costs no copy.

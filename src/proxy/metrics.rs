@@ -41,6 +41,8 @@ pub(super) struct ProviderMetrics {
     overhead: Histogram,
     /// Requests that went on to another provider key.
     pub(super) failovers: IntCounter,
+    /// Requests that a route led on to another target.
+    pub(super) moved_on: IntCounter,
     answers: [IntCounter; Action::ALL.len()],
     sources: [IntCounter; SOURCES.len()],
 }
@@ -82,7 +84,11 @@ impl Families {
             duration: histogram("sidekey_request_duration_seconds", "From head to last byte.", seconds()),
             first_byte: histogram("sidekey_time_to_first_byte_seconds", "From head to the answer's head.", seconds()),
             overhead: histogram("sidekey_overhead_seconds", "What sidekey itself added before sending.", micros()),
-            failovers: counter("sidekey_failovers_total", "Requests that went on to another key.", &["provider"]),
+            failovers: counter(
+                "sidekey_failovers_total",
+                "Requests that went on to another provider key, or from a provider to a route's next target.",
+                &["provider", "to"],
+            ),
             answers: counter(
                 "sidekey_provider_answers_total",
                 "Answers of providers, by what they meant for the key.",
@@ -108,7 +114,8 @@ impl Families {
             duration: self.duration.with_label_values(&[provider]),
             first_byte: self.first_byte.with_label_values(&[provider]),
             overhead: self.overhead.with_label_values(&[provider]),
-            failovers: self.failovers.with_label_values(&[provider]),
+            failovers: self.failovers.with_label_values(&[provider, "key"]),
+            moved_on: self.failovers.with_label_values(&[provider, "target"]),
             answers: Action::ALL.map(|action| self.answers.with_label_values(&[provider, action.as_str()])),
             sources: SOURCES.map(|source| self.sources.with_label_values(&[provider, source.as_str()])),
         }

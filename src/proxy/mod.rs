@@ -20,6 +20,7 @@ mod lease;
 mod metrics;
 mod observe;
 mod request;
+mod route;
 pub mod section;
 mod select;
 mod settle;
@@ -91,6 +92,14 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// The provider that is named.
+    fn named(&self) -> Option<&Arc<Upstream>> {
+        match self {
+            Self::Provider(upstream) => Some(upstream),
+            Self::ByModel(_) | Self::Nowhere => None,
+        }
+    }
+
     /// The dialect of refusals, until the path tells more.
     fn dialect(&self) -> &'static dyn Dialect {
         match self {

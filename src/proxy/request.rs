@@ -134,9 +134,13 @@ enum Form {
     Opaque,
 }
 
+/// The codings of a body; `None` when one of them is not known here.
+fn coded(headers: &HeaderMap) -> Option<Vec<Coding>> {
+    codings(headers.get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok()))
+}
+
 fn form(call: &Call<'_>, headers: &HeaderMap) -> Form {
-    let values = headers.get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    match codings(values) {
+    match coded(headers) {
         None => Form::Opaque,
         Some(coded) if !coded.is_empty() => Form::Coded(coded),
         Some(_) if call.any_case || text(headers, CONTENT_TYPE).is_some_and(is_multipart) => Form::Whole,
@@ -157,7 +161,7 @@ fn whole(call: &Call<'_>, headers: &HeaderMap, form: &Form, held: Chunks, bounds
         }
         Form::Whole => sniff(call, text(headers, CONTENT_TYPE), &held.joined())?,
         Form::Coded(coded) => {
-            let clear = decoded(coded, &held, bounds.replay).ok_or_else(undecodable)?;
+            let clear = decode(coded, &held, bounds.replay).ok_or_else(undecodable)?;
             input_estimate = estimate_input(&clear);
             sniff(call, text(headers, CONTENT_TYPE), &clear)?
         }
@@ -183,7 +187,7 @@ fn partial(call: &Call<'_>, headers: &HeaderMap, head: Chunks, tail: Incoming, b
 }
 
 /// A bounded copy without its compression; `None` when it is damaged or grows beyond bounds.
-fn decoded(coded: &[Coding], held: &Chunks, limit: usize) -> Option<Vec<u8>> {
+fn decode(coded: &[Coding], held: &Chunks, limit: usize) -> Option<Vec<u8>> {
     /// So little that what it may decode to, a thousand times as much, is soon done.
     const STEP: usize = 4 * 1024;
     let mut decoder = Decoder::new(coded);
@@ -214,7 +218,82 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
+/// A body as it came, of which each target of a route gets its own.
+#[derive(Debug)]
+pub(super) struct Original {
+    /// All of it, or its beginning.
+    held: Chunks,
+    /// What is not held, until it is sent.
+    rest: Option<Box<Rest>>,
+    coded: Vec<Coding>,
+    /// Of a compressed one so many bytes are decoded.
+    limit: usize,
+}
+
+/// How a target's body differs from the one that came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Change<'a> {
+    /// The model's name to be written into it.
+    pub(super) model: Option<&'a str>,
+    /// True to ask for usage at the end of a stream.
+    pub(super) usage: bool,
+}
+
+impl Original {
+    pub(super) fn new(taken: Taken, headers: &HeaderMap, limit: usize) -> Self {
+        let coded = coded(headers).unwrap_or_default();
+        match taken {
+            Taken::Held(held) => Self { held, rest: None, coded, limit },
+            Taken::Partial(rest) => Self { held: rest.head.clone(), rest: Some(rest), coded, limit },
+        }
+    }
+
+    /// Takes back what was made for a target that was never asked.
+    pub(super) fn unsent(&mut self, taken: Taken) {
+        if let Taken::Partial(rest) = taken {
+            self.rest = Some(rest);
+        }
+    }
+
+    /// A body with this change, and true when it is no longer compressed: what is compressed is sent plain, since its
+    /// model cannot be changed otherwise. `None` when the model cannot be changed.
+    pub(super) fn changed(&mut self, asked: &Asked, change: Change<'_>) -> Option<(Taken, bool)> {
+        let mut cut = match change.model {
+            Some(model) => Some(asked.model_splice(model)?),
+            None => None,
+        };
+        let decoded = cut.is_some() && !self.coded.is_empty();
+        let mut body = match decoded {
+            true => Chunks::from(Bytes::from(decode(&self.coded, &self.held, self.limit)?)),
+            false => self.held.clone(),
+        };
+        if change.usage
+            && let Some(spliced) = asked.with_include_usage(&body.joined())
+        {
+            let longer = spliced.len().saturating_sub(usize::try_from(body.len()).ok()?);
+            cut = cut.map(|(at, text)| match asked.moves_with_usage(at.start) {
+                true => (at.start + longer..at.end + longer, text),
+                false => (at, text),
+            });
+            body = Chunks::from(spliced);
+        }
+        if let Some((at, text)) = cut {
+            body = body.spliced(at, text)?;
+        }
+        let taken = match self.rest.take() {
+            Some(rest) => Taken::Partial(Box::new(Rest { head: body, ..*rest })),
+            None => Taken::Held(body),
+        };
+        Some((taken, decoded))
+    }
+}
+
 impl Taken {
+    /// The body, which leaves none behind.
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Held(Chunks::default()))
+    }
+
     /// A hash of the first `most` bytes, the same for this process; `None` of a body that is not held.
     pub(super) fn beginning(&self, most: usize) -> Option<u64> {
         let Self::Held(chunks) = self else { return None };
@@ -299,5 +378,60 @@ impl Body for Rest {
         }
         hint.set_lower(hint.lower() + head);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::provider::{Dialect, OPENAI};
+
+    proptest! {
+        /// A target's body differs by its model, and by the field that asks for usage, wherever they stand and however the
+        /// bytes came in; and the next target's is made of the same original.
+        #[test]
+        fn each_target_gets_its_own_of_the_same_original(
+            order in Just(vec!["model", "stream", "stream_options", "x"]).prop_shuffle(),
+            options in prop::sample::select(vec!["null", "{}", "{ \"a\":1}", "{\"include_usage\":false}", "{\"include_usage\":true}"]),
+            gap in prop::sample::select(vec!["", " ", "\n\t "]),
+            usage in any::<bool>(),
+            size in 1..40_usize,
+        ) {
+            let value = |name: &str| match name {
+                "model" => "\"sm\\u0061rt\"",
+                "stream" => "true",
+                "stream_options" => options,
+                _ => "[{\"model\":\"smart\"}]",
+            };
+            let fields: Vec<String> = order.iter().map(|name| format!("{gap}\"{name}\"{gap}:{gap}{}", value(name))).collect();
+            let body = format!("{{{}{gap}}}", fields.join(","));
+            let call = OPENAI.classify(&Method::POST, "/v1/chat/completions");
+            let asked = sniff(&call, None, body.as_bytes()).unwrap();
+            let mut held = Chunks::default();
+            body.as_bytes().chunks(size * 600).for_each(|piece| held.push(Bytes::copy_from_slice(piece)));
+            let mut original = Original::new(Taken::Held(held), &HeaderMap::new(), 1 << 20);
+            for model in [Some("first/1"), None, Some("a \"much\" longer name of a model")] {
+                let (taken, decoded) = original.changed(&asked, Change { model, usage }).unwrap();
+                let Taken::Held(got) = taken else { panic!("it was held") };
+                let mut want: Value = serde_json::from_str(&body).unwrap();
+                if let Some(model) = model {
+                    want["model"] = json!(model);
+                }
+                if usage {
+                    if !want["stream_options"].is_object() { want["stream_options"] = json!({}); }
+                    want["stream_options"]["include_usage"] = json!(true);
+                }
+                prop_assert_eq!(serde_json::from_slice::<Value>(&got.joined()).unwrap(), want);
+                prop_assert!(!decoded);
+                if !usage {
+                    let named = model.map_or_else(|| "\"sm\\u0061rt\"".to_owned(), |model| json!(model).to_string());
+                    prop_assert_eq!(got.joined(), body.replace("\"sm\\u0061rt\"", &named));
+                }
+            }
+        }
     }
 }

@@ -61,6 +61,9 @@ pub(super) fn permit(state: &KeyState, provider: &str, call: &Call<'_>, model: O
 /// Bytes of a body by which it is known that requests begin alike: less than the least that providers cache.
 const BEGINNING: usize = 1_024;
 
+/// A key, and how many of its rotations had been taken back: with its former secret, a key is another one.
+pub(super) type Tried = (KeyId, u32);
+
 /// Whose keys may pay for a request, and which of them were tried.
 #[derive(Debug)]
 pub(super) struct Choice {
@@ -73,8 +76,7 @@ pub(super) struct Choice {
     beginning: Option<u64>,
     /// Wall time of the request's arrival, milliseconds.
     wall_ms: u64,
-    /// Keys, and how many of their rotations had been taken back: with its former secret, a key is another one.
-    tried: Vec<(KeyId, u32)>,
+    tried: Vec<Tried>,
     /// Of the keys without room by their own limits, what stands least in the way.
     limited: Option<Box<Refused>>,
     /// The one try without a key of ours is over.
@@ -104,6 +106,16 @@ impl Choice {
             limited: None,
             spent: false,
         }
+    }
+
+    /// Leaves out keys that were tried for this request before.
+    pub(super) fn leave_out(&mut self, keys: impl Iterator<Item = Tried>) {
+        self.tried.extend(keys);
+    }
+
+    /// The keys that were tried.
+    pub(super) fn tried(&self) -> &[Tried] {
+        &self.tried
     }
 
     /// Where the caller's pool is sticky, has requests whose bodies begin alike go to one key.
@@ -229,7 +241,7 @@ impl Choice {
     }
 }
 
-fn tried(key: &ProviderKeyState) -> (KeyId, u32) {
+fn tried(key: &ProviderKeyState) -> Tried {
     (key.record.id, key.stats.taken_back.load(Ordering::Relaxed))
 }
 

@@ -87,6 +87,10 @@ pub(super) struct Open {
     pub(super) input_estimate: u64,
     /// The call consumes tokens, if it succeeds.
     pub(super) consumes: bool,
+    /// The model that a route has in fact called.
+    pub(super) called: Option<Arc<str>>,
+    /// True when a route has led it on since it was sent.
+    pub(super) moved: bool,
 }
 
 /// An account whose answer has ended, to be counted and written.
@@ -98,8 +102,8 @@ struct Closed {
 }
 
 /// How long the answer was, for the next estimate.
-fn note_output(key: &KeyState, entry: &Entry) {
-    if let (Some(model), Some(output)) = (&entry.model_requested, entry.tokens.output) {
+fn note_output(key: &KeyState, entry: &Entry, called: Option<&Arc<str>>) {
+    if let (Some(model), Some(output)) = (called.or(entry.model_requested.as_ref()), entry.tokens.output) {
         key.outputs.note(model, output);
     }
 }
@@ -237,7 +241,9 @@ impl Closed {
         entry.latency_us = elapsed;
         entry.tokens = self.tally.usage;
         entry.service_tier = self.tally.service_tier;
-        entry.model_reported = self.tally.model_reported.take().map(Arc::from);
+        // An answer that names no model was given by the one that was called.
+        let called = self.open.called.as_ref().filter(|_| entry.attempts > 0);
+        entry.model_reported = self.tally.model_reported.take().map(Arc::from).or_else(|| called.cloned());
         entry.outcome = match self.end {
             End::ClientLeft => Outcome::ClientDisconnected,
             End::Drained => Outcome::AbortedByDrain,
@@ -307,7 +313,8 @@ impl Closed {
             return;
         }
         let prices = &self.open.prices;
-        let (reported, requested) = (entry.model_reported.as_deref(), entry.model_requested.as_deref());
+        let called = self.open.called.as_ref().or(entry.model_requested.as_ref());
+        let (reported, requested) = (entry.model_reported.as_deref(), called.map(|model| &**model));
         let found = prices.price(&entry.provider, reported, requested);
         let own = found.as_ref().is_some_and(|found| found.layer != Layer::BuiltIn);
         // What a provider charged is nearer to the truth than its list, but not than what an operator says.
@@ -336,7 +343,7 @@ impl Closed {
             None => {}
         }
         if let (Outcome::Ok, Some(key)) = (open.entry.outcome, &open.key) {
-            note_output(key, &open.entry);
+            note_output(key, &open.entry, open.called.as_ref());
         }
         if let Some(attempt) = open.attempt.take() {
             attempt.settle(&open.entry, (now, consumed), self.end == End::UpstreamBroke, &open.books);
@@ -501,6 +508,8 @@ mod tests {
                 prices: Arc::default(),
                 input_estimate: 3,
                 consumes,
+                called: None,
+                moved: false,
             });
             for end in endings {
                 match end {

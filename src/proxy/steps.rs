@@ -19,7 +19,8 @@ use crate::proxy::error::Error;
 use crate::proxy::forward::{Outbound, Way, forward};
 use crate::proxy::hard_stop::HardStop;
 use crate::proxy::observe::{AnswerBody, InFlight};
-use crate::proxy::request::{self, Bounds, Taken};
+use crate::proxy::request::{self, Bounds, Original, Taken};
+use crate::proxy::route::{self, Onward, Start};
 use crate::proxy::select::{self, Choice};
 use crate::proxy::settle::{Account, Open};
 use crate::proxy::{
@@ -62,6 +63,24 @@ struct Selected {
     /// Time spent on the client's body, not on the request.
     waited: Nanos,
     upgrade: Option<OnUpgrade>,
+    /// Where a route leads, of which this is the first target.
+    route: Option<Box<Led>>,
+}
+
+/// A request that a route leads.
+struct Led {
+    onward: Onward,
+    /// The model that is called first.
+    model: Arc<str>,
+    /// True when the body's compression is gone.
+    decoded: bool,
+}
+
+impl Selected {
+    /// The model that is really called.
+    fn model(&self) -> Option<&str> {
+        self.route.as_ref().map(|led| &*led.model).or_else(|| self.call.model(&self.asked))
+    }
 }
 
 /// Step 4: there is room for it; the trail's account holds its permit.
@@ -124,14 +143,29 @@ impl Proxy {
         let bounds = Bounds { replay: section.replay_limit, max: section.max_body, patience: section.header_timeout };
         let read =
             request::take(&before.call, &before.parts.headers, &mut trail.body, bounds, &self.parts.clock).await?;
-        let Authenticated { mut parts, destination, path, call, caller, group } = *before;
+        let Authenticated { mut parts, destination, path, mut call, caller, group } = *before;
         // The body may have been long in coming, and the key revoked meanwhile.
         let snapshot = Arc::clone(&self.parts.store.snapshot());
         let request::Read { mut taken, asked, input_estimate, plain, waited } = read;
         let caller = caller.again(&snapshot, arrival.wall_ms + waited / 1_000_000, arrival.peer.ip())?;
         let model = call.model(&asked);
-        let (upstream, target) = self.resolve(&destination, &path, model)?;
-        let lane = self.lane(&upstream).ok_or(Error::Internal("the provider is not built"))?;
+        let route = caller.key().and_then(|key| route::find(self.registry(), key, destination.named(), &call, model));
+        let led = route.map(|(route, _)| {
+            let body = Original::new(taken.take(), &parts.headers, section.replay_limit);
+            let came = (&parts, &*path, destination.named());
+            let held = (body, plain, input_estimate);
+            let mut onward = Onward::new(route, &caller, came, (&call, &asked), held, snapshot.prices());
+            let leg = onward.next(self, None);
+            (onward, leg)
+        });
+        let (lane, mut target) = match &led {
+            Some((_, Some(leg))) => (Arc::clone(&leg.lane), Uri::default()),
+            Some((onward, None)) => (onward.any_lane(self)?, Uri::default()),
+            None => {
+                let (upstream, target) = self.resolve(&destination, &path, model)?;
+                (self.lane(&upstream).ok_or(Error::Internal("the provider is not built"))?, target)
+            }
+        };
         trail.account = Account::new(Open {
             books: Arc::clone(&self.books),
             entry: entry(arrival, &caller, group, &lane, &call, &asked),
@@ -144,18 +178,39 @@ impl Proxy {
             prices: Arc::clone(snapshot.prices()),
             input_estimate,
             consumes: call.wire.has_output() || matches!(call.wire, Wire::GeminiEmbed | Wire::OpenAiEmbeddings),
+            called: None,
+            moved: false,
         });
-        if let Some(key) = caller.key() {
-            select::permit(key, &upstream.id, &call, model)?;
-            let wished = key.record.stream_usage.unwrap_or(upstream.stream_usage);
+        let mut route = None;
+        if let Some((mut onward, leg)) = led {
+            let leg = leg.ok_or_else(|| onward.why())?;
+            if let Some(open) = trail.account.open() {
+                open.called = Some(Arc::clone(&leg.model));
+            }
+            (target, taken, call) = (leg.target, leg.taken, leg.call);
+            route = Some(Box::new(Led { onward, model: leg.model, decoded: leg.decoded }));
+        } else if let Some(key) = caller.key() {
+            select::permit(key, &lane.upstream.id, &call, model)?;
+            let wished = key.record.stream_usage.unwrap_or(lane.upstream.stream_usage);
             if plain && wished == StreamUsage::Request {
                 taken.ask_for_usage(&asked);
             }
         }
         let upgrade = upgrade::take(&mut parts);
         headers::strip_request(&mut parts.headers);
-        let selected = Selected { parts, lane, call, target, taken, asked, caller, input_estimate, waited, upgrade };
-        Ok(Box::new(selected))
+        Ok(Box::new(Selected {
+            parts,
+            lane,
+            call,
+            target,
+            taken,
+            asked,
+            caller,
+            input_estimate,
+            waited,
+            upgrade,
+            route,
+        }))
     }
 
     /// Reserves what the request is thought to need, and room for its entry.
@@ -164,13 +219,14 @@ impl Proxy {
             Some(_) => admit::session(),
             None => {
                 let Selected { call, input_estimate, asked, caller, .. } = &*selected;
-                admit::estimate(call.wire, *input_estimate, asked, caller, call.model(asked))
+                admit::estimate(call.wire, *input_estimate, asked, caller, selected.model())
             }
         };
         let place = admit::place(&selected.caller, &self.books.ledger)?;
         let (estimate, found) = match trail.account.open() {
             Some(open) => {
-                let asked = (&*open.entry.provider, open.entry.model_requested.as_deref());
+                let model = open.called.as_deref().or(open.entry.model_requested.as_deref());
+                let asked = (&*open.entry.provider, model);
                 admit::price(estimate, selected.call.wire, &selected.caller, asked, &open.prices)?
             }
             None => (estimate, None),
@@ -219,25 +275,33 @@ impl Proxy {
         trail: &mut Trail,
     ) -> Result<Response<AnswerBody>, Error> {
         let Admitted { selected, need } = admitted;
-        let Selected { parts, lane, call, target, taken, asked, caller, waited, upgrade, .. } = *selected;
-        let is_stream = call.is_stream(&asked);
-        let seed = arrival.id.random_bits();
+        let is_stream = selected.call.is_stream(&selected.asked);
         let mut choice = Box::new(Choice::new(
-            Arc::clone(&lane.upstream),
-            &caller,
-            call.model(&asked),
+            Arc::clone(&selected.lane.upstream),
+            &selected.caller,
+            selected.model(),
             (need, arrival.wall_ms),
-            seed,
+            arrival.id.random_bits(),
         ));
+        let Selected { mut parts, lane, call, target, taken, waited, upgrade, route, .. } = *selected;
         choice.begins_with(&taken);
-        drop((asked, caller));
-        let mut outbound = Box::new(Outbound::new(parts, target, &lane.upstream, taken));
         if upgrade.is_some() {
-            upgrade::ask(&mut outbound.headers);
+            upgrade::ask(&mut parts.headers);
         }
-        let way = Way { upstream: &lane.upstream, pool: &lane.pool, call: &call, upgrade: upgrade.is_some() };
         let ready = arrival.started.saturating_add(waited);
-        let response = forward(way, outbound, choice, &self.books, &mut trail.account, ready).await?;
+        let response = if let Some(led) = route {
+            let Led { onward, decoded, .. } = *led;
+            let head = (parts.method, parts.headers.clone());
+            let outbound = Box::new(Outbound::new(head, target, &lane.upstream, taken, decoded));
+            let (lane, call, upgrade) = (&lane, &call, upgrade.is_some());
+            let start = Start { lane, call, outbound, choice, upgrade, headers: parts.headers };
+            Box::pin(route::follow(self, onward, start, (arrival, ready), &mut trail.account)).await?
+        } else {
+            let head = (parts.method, parts.headers);
+            let outbound = Box::new(Outbound::new(head, target, &lane.upstream, taken, false));
+            let way = Way { upstream: &lane.upstream, pool: &lane.pool, call: &call, upgrade: upgrade.is_some() };
+            forward(way, outbound, choice, &self.books, &mut trail.account, ready).await?
+        };
         let (mut head, received) = response.into_parts();
         let observer = Observer::new(call.wire, is_stream, head.status.as_u16(), &head.headers);
         self.answered(arrival, &mut trail.account, &mut head);

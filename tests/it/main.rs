@@ -33,6 +33,7 @@ mod redirect;
 mod refusals;
 mod reload;
 mod reverse;
+mod route;
 mod sdk;
 mod stream;
 mod support;

@@ -5,7 +5,7 @@
 
 use memchr::memmem;
 
-use super::{Asked, BadRequest, VALUE_CAP};
+use super::{Asked, BadRequest, ModelAt, VALUE_CAP};
 
 /// Longest head of a part that is read.
 const HEAD_CAP: usize = 8 * 1024;
@@ -84,19 +84,22 @@ pub(super) fn read(boundary: &str, body: &[u8]) -> Result<Asked, BadRequest> {
     let Some(mut at) = starts.next() else { return Ok(asked) };
     loop {
         let next = starts.next();
-        let part = &body[at + delimiter.len()..next.unwrap_or(body.len())];
-        field(part, &mut asked)?;
+        let from = at + delimiter.len();
+        field(&body[from..next.unwrap_or(body.len())], from, &mut asked)?;
         let Some(next) = next else { return Ok(asked) };
         at = next;
     }
 }
 
-/// One part: a head, an empty line, a value that a line's end precedes the next delimiter of.
-fn field(part: &[u8], asked: &mut Asked) -> Result<(), BadRequest> {
-    let Some((head, value)) = split_head(part) else { return Ok(()) };
+/// One part, which begins at `from` of the body: a head, an empty line, a value that a line's end precedes the next delimiter of.
+fn field(part: &[u8], from: usize, asked: &mut Asked) -> Result<(), BadRequest> {
+    let Some((head, start, value)) = split_head(part) else { return Ok(()) };
     let Some(name) = name_of(head) else { return Ok(()) };
     match name.as_str() {
         "model" => {
+            let at = from + start..from + start + value.len();
+            // Of one that is cut off here nobody knows the whole.
+            asked.model_at = (value.len() <= VALUE_CAP).then_some(ModelAt { at, quoted: false });
             let value = value.get(..VALUE_CAP).unwrap_or(value);
             let text = std::str::from_utf8(value).map_err(|_| BadRequest::of("model", "`model` is not UTF-8"))?;
             if asked.model.replace(text.to_owned()).is_some() {
@@ -114,7 +117,8 @@ fn field(part: &[u8], asked: &mut Asked) -> Result<(), BadRequest> {
     Ok(())
 }
 
-fn split_head(part: &[u8]) -> Option<(&str, &[u8])> {
+/// The head, where the value begins, and the value.
+fn split_head(part: &[u8]) -> Option<(&str, usize, &[u8])> {
     let window = &part[..part.len().min(HEAD_CAP)];
     let crlf = memmem::find(window, b"\r\n\r\n").map(|at| (at, at + 4));
     let lf = memmem::find(window, b"\n\n").map(|at| (at, at + 2));
@@ -123,7 +127,7 @@ fn split_head(part: &[u8]) -> Option<(&str, &[u8])> {
     let value = value.strip_suffix(b"\n").unwrap_or(value);
     let value = value.strip_suffix(b"\r").unwrap_or(value);
     // A name that is not UTF-8 is none of ours.
-    Some((std::str::from_utf8(&part[..end]).ok()?, value))
+    Some((std::str::from_utf8(&part[..end]).ok()?, from, value))
 }
 
 /// The field's name in `content-disposition`, also in the form `name*=UTF-8''model`.

@@ -1,6 +1,6 @@
 //! Reading a request's body: the model, whether it streams, how long the answer may get. Nothing is parsed into a tree.
 //!
-//! Owns which fields count, and the splice that asks for a stream's usage; leaves the grammar to `scan::json`, and the
+//! Owns which fields count, and the splices that ask for a stream's usage or name another model; leaves the grammar to `scan::json`, and the
 //! policy to `proxy`. Fields that policy rests on must stand once: parsers disagree on which of two wins, so a second
 //! one is refused. Odd values (a `stream` that is a number, a negative limit) are the provider's to refuse.
 //!
@@ -94,6 +94,15 @@ pub struct Asked {
     /// True when it asks for usage at the end of a stream already.
     pub include_usage: bool,
     splice: Option<Splice>,
+    model_at: Option<ModelAt>,
+}
+
+/// Where the model's value stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ModelAt {
+    at: Range<usize>,
+    /// True of JSON, where quotes and escapes are part of it.
+    quoted: bool,
 }
 
 /// Where bytes are replaced, and by what.
@@ -140,6 +149,21 @@ impl Asked {
     #[must_use]
     pub fn can_include_usage(&self) -> bool {
         self.stream == Some(true) && !self.include_usage && self.splice.is_some()
+    }
+
+    /// Where the body names its model, and the bytes that name this one there; nothing else moves. `None` when it names
+    /// none, or stands beyond what was read. Offsets are those of the plain body, before any other change.
+    #[must_use]
+    pub fn model_splice(&self, model: &str) -> Option<(Range<usize>, Bytes)> {
+        let ModelAt { at, quoted } = self.model_at.clone()?;
+        let text = if quoted { serde_json::to_vec(model).ok()? } else { model.as_bytes().to_vec() };
+        Some((at, text.into()))
+    }
+
+    /// What stands behind the field that [`Asked::with_include_usage`] puts in has moved by what it is longer.
+    #[must_use]
+    pub fn moves_with_usage(&self, at: usize) -> bool {
+        self.splice.as_ref().is_some_and(|splice| splice.at.start <= at)
     }
 
     /// The same body, with `stream_options.include_usage` set to true; nothing else moves. `None` when there is nothing
@@ -268,6 +292,7 @@ struct Fields {
     strict: bool,
     root: Option<Head>,
     model: Option<String>,
+    model_at: Option<Seen>,
     stream: Option<bool>,
     options: Option<Seen>,
     include: Option<Seen>,
@@ -299,7 +324,7 @@ impl Fields {
     fn value(&mut self, head: Head, end: u64, raw: Option<&[u8]>) {
         let seen = Seen { kind: head.kind, start: head.start, end };
         match head.tag {
-            MODEL => self.model(head.kind, raw),
+            MODEL => self.model(seen, raw),
             STREAM if head.kind != Kind::Null => self.stream = Some(head.kind == Kind::True),
             STREAM_OPTIONS => self.options = Some(seen),
             INCLUDE_USAGE => self.include = Some(seen),
@@ -309,11 +334,11 @@ impl Fields {
         }
     }
 
-    fn model(&mut self, kind: Kind, raw: Option<&[u8]>) {
-        match (kind, raw) {
+    fn model(&mut self, seen: Seen, raw: Option<&[u8]>) {
+        match (seen.kind, raw) {
             (Kind::Null, _) => {}
             (Kind::String, Some(raw)) if let Ok(name) = serde_json::from_slice::<String>(raw) => {
-                self.model = Some(name)
+                (self.model, self.model_at) = (Some(name), Some(seen));
             }
             _ if self.bad.is_some() || !self.model_counts => {}
             (Kind::String, None) => {
@@ -325,6 +350,7 @@ impl Fields {
 
     fn asked(self, splices: bool) -> Asked {
         let splice = if splices { self.splice() } else { None };
+        let model_at = self.model_at.and_then(|seen| Some(ModelAt { at: range(seen.start, seen.end)?, quoted: true }));
         Asked {
             include_usage: self.options.is_some_and(|seen| seen.kind == Kind::Object)
                 && self.include.is_some_and(|seen| seen.kind == Kind::True),
@@ -332,12 +358,12 @@ impl Fields {
             stream: self.stream,
             max_output: self.limit.map(|limit| limit.saturating_mul(self.count.unwrap_or(1).max(1))),
             splice,
+            model_at,
         }
     }
 
     /// The least change that asks for usage.
     fn splice(&self) -> Option<Splice> {
-        let range = |from: u64, to: u64| Some(usize::try_from(from).ok()?..usize::try_from(to).ok()?);
         match (self.options, self.include) {
             (Some(options), Some(include)) if options.kind == Kind::Object => {
                 Some(Splice { at: range(include.start, include.end)?, text: "true", first: false })
@@ -359,6 +385,10 @@ impl Fields {
             }
         }
     }
+}
+
+fn range(from: u64, to: u64) -> Option<Range<usize>> {
+    Some(usize::try_from(from).ok()?..usize::try_from(to).ok()?)
 }
 
 fn name_of(tag: Tag) -> &'static str {

@@ -129,6 +129,45 @@ fn splices() {
     assert_eq!(sniff(&responses, None, body).unwrap().with_include_usage(body), None);
 }
 
+/// The body with another model.
+fn renamed(asked: &Asked, body: &[u8], model: &str) -> Option<Vec<u8>> {
+    let (at, text) = asked.model_splice(model)?;
+    Some([&body[..at.start], &text, &body[at.end..]].concat())
+}
+
+#[test]
+fn another_model_moves_nothing_else() {
+    for (body, model, want) in [
+        (r#"{"model":"a"}"#, "b", Some(r#"{"model":"b"}"#)),
+        (
+            " { \"x\" : 1 ,\t\"mod\\u0065l\"  :\n\"a\\\"\\u00e9\" , \"model2\":\"a\"}\n",
+            "long/er",
+            Some(" { \"x\" : 1 ,\t\"mod\\u0065l\"  :\n\"long/er\" , \"model2\":\"a\"}\n"),
+        ),
+        (
+            r#"{"messages":[{"model":"x"}],"model":""}"#,
+            "q\"\\é",
+            Some(r#"{"messages":[{"model":"x"}],"model":"q\"\\é"}"#),
+        ),
+        ("\u{feff}{\"model\":\"m\"}", "n", Some("\u{feff}{\"model\":\"n\"}")),
+        (r#"{"model":null}"#, "b", None),
+        (r#"{"x":{"model":"a"}}"#, "b", None),
+    ] {
+        let got = renamed(&read(body).unwrap(), body.as_bytes(), model);
+        assert_eq!(got.as_deref().map(|got| std::str::from_utf8(got).unwrap()), want, "{body}");
+    }
+    let transcribe = OPENAI.classify(&Method::POST, "/v1/audio/transcriptions");
+    let form = |model: &str| {
+        format!(
+            "--b\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n\0model\r\n--b\r\nContent-Disposition: \
+                 form-data; name=\"model\"\r\n\r\n{model}\r\n--b--\r\n"
+        )
+    };
+    let asked = sniff(&transcribe, Some("multipart/form-data; boundary=b"), form("whisper-1").as_bytes()).unwrap();
+    assert_eq!(asked.model.as_deref(), Some("whisper-1"));
+    assert_eq!(renamed(&asked, form("whisper-1").as_bytes(), "w2").unwrap(), form("w2").into_bytes());
+}
+
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -184,6 +223,20 @@ proptest! {
         sniffer.feed(a).unwrap();
         sniffer.feed(b).unwrap();
         prop_assert_eq!(&sniffer.finish().unwrap(), &asked);
+        // Another model's name changes these bytes and no others, wherever they stand.
+        let other = "x\"\\\u{e9}\u{1f600}/1";
+        let with_other = renamed(&asked, text.as_bytes(), other);
+        prop_assert_eq!(with_other.is_some(), model.is_some());
+        if let Some(spliced) = with_other {
+            let (at, new) = asked.model_splice(other).unwrap();
+            prop_assert_eq!(&spliced[..at.start], &text.as_bytes()[..at.start]);
+            prop_assert_eq!(&spliced[at.start + new.len()..], &text.as_bytes()[at.end..]);
+            let mut want = value.clone();
+            want["model"] = json!(other);
+            prop_assert_eq!(serde_json::from_slice::<Value>(&spliced).unwrap(), want);
+            let again = read(std::str::from_utf8(&spliced).unwrap()).unwrap();
+            prop_assert_eq!(again.model.as_deref(), Some(other));
+        }
         // A splice sets one field and changes no other.
         let included = value["stream_options"]["include_usage"] == Value::Bool(true);
         prop_assert_eq!(asked.include_usage, included);
