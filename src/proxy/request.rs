@@ -270,9 +270,10 @@ impl Original {
         if change.usage
             && let Some(spliced) = asked.with_include_usage(&body.joined())
         {
-            let longer = spliced.len().saturating_sub(usize::try_from(body.len()).ok()?);
+            // It can be shorter too: `true` in place of `false`.
+            let (before, after) = (usize::try_from(body.len()).ok()?, spliced.len());
             cut = cut.map(|(at, text)| match asked.moves_with_usage(at.start) {
-                true => (at.start + longer..at.end + longer, text),
+                true => (at.start + after - before..at.end + after - before, text),
                 false => (at, text),
             });
             body = Chunks::from(spliced);
