@@ -89,7 +89,7 @@ pub(super) async fn create(
     let name = named::new_name(wish.rest.name.as_ref())?;
     let location = format!("/api/plans/{}", encoded(&name));
     let mut plan = Plan { name, ..Plan::default() };
-    apply(&wish, &mut plan, &state.registry)?;
+    apply(&wish, &mut plan, &state.registry.get())?;
     let (plan, version) = state.store.put_named(plan, Some(0)).await?;
     let made = answer(&state, &plan, version);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], made).into_response())
@@ -116,7 +116,7 @@ pub(super) async fn update(
     let (before, version) = named::find::<Plan>(&state, &name)?;
     let expected = expected_version(&headers)?.unwrap_or(version);
     let mut plan = (*before).clone();
-    apply(&wish, &mut plan, &state.registry)?;
+    apply(&wish, &mut plan, &state.registry.get())?;
     let (plan, version) = state.store.put_named(plan, Some(expected)).await?;
     Ok(answer(&state, &plan, version))
 }

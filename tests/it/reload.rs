@@ -65,6 +65,7 @@ async fn a_changed_file_is_in_force_and_nothing_open_is_cut() {
     rewrite(&sidekey, |text| {
         let more = "[keys]\ndefault_rpm = 7\n[limits]\nmax_body = \"1KiB\"\nreplay_limit = \"1KiB\"\n\
                     [log]\naccess = true\n[prices.\"openai/house-1\"]\ninput = \"2\"\n\
+                    [routes.smart]\ntargets = [{ provider = \"openai\", model = \"house-1\" }]\n\
                     [providers.house]\ndialect = \"openai\"\nbase_url = \"http://127.0.0.1:9\"\n";
         format!("{more}{}", text.replace(&first.url(), &second.url()))
     });
@@ -75,6 +76,8 @@ async fn a_changed_file_is_in_force_and_nothing_open_is_cut() {
     let answer = kept.send(&request).await.unwrap();
     assert_eq!((answer.status, second.count()), (200, 1), "{}", answer.text());
     assert_eq!(sidekey.entry(&answer.request_id()).await["cost_usd"], "2");
+    let led = Request::post(CHAT, BODY.replace("house-1", "smart")).bearer(&key);
+    assert_eq!((sidekey.send(&led).await.status, second.last().body()), (200, BODY.into()), "routes");
     assert_eq!(sidekey.create_key(&["--name", "late"]).await.data["limits"]["rpm"], 7, "keys.default_rpm");
     let large = Request::post(CHAT, " ".repeat(2000)).bearer(&key);
     assert_eq!(sidekey.send(&large).await.status, 413, "limits.max_body");
