@@ -288,7 +288,10 @@ fn is_missing_family(error: &io::Error) -> bool {
 
 /// Trusts Mozilla's roots and those of `SSL_CERT_FILE`, which OpenSSL's users know, and goes through the proxies that the
 /// environment names; the spelling in lower case goes first, as for curl.
-fn dialer(environment: &Environment, own_ports: &[u16]) -> Result<Dialer, StartError> {
+///
+/// # Errors
+/// When the roots cannot be read, or a proxy is none.
+pub fn dialer(environment: &Environment, own_ports: &[u16]) -> Result<Dialer, StartError> {
     let tls = TlsClient::new(environment.get("SSL_CERT_FILE").map(Path::new))?;
     let either = |lower: &str, upper: &str| environment.get(lower).or_else(|| environment.get(upper));
     let said = Said {

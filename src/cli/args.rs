@@ -137,8 +137,13 @@ pub enum Command {
     /// The local CA: what clients trust that use sidekey as their proxy
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Checks this installation; every line that fails names its fix
-    Doctor,
+    /// Checks this installation, and how the runtimes found come to sidekey; every line that fails names its fix
+    Doctor {
+        /// A command to run in the environment of `exec --mode proxy`: says whether it comes by the proxy, goes past it,
+        /// or refuses the certificate. No provider is asked
+        #[arg(last = true, value_name = "CMD")]
+        command: Vec<std::ffi::OsString>,
+    },
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -67,7 +67,7 @@ async fn proxied(
 }
 
 /// What `/api/providers` of a daemon with this configuration would say.
-fn configured(session: &Session) -> Result<Value, Failure> {
+pub(super) fn configured(session: &Session) -> Result<Value, Failure> {
     let registry = store::registry(session)?;
     let views: Vec<ProviderView> = registry.iter().map(|upstream| ProviderView::new(upstream, &[], 0)).collect();
     Ok(json!({"providers": views}))

@@ -143,7 +143,9 @@ fn run(words: &[OsString], environment: Environment, hooks: Hooks) -> Result<Exi
         _ => {}
     }
     let loaded = match load(&cli, &environment) {
-        Err(Unloaded::Faults(faults)) if matches!(cli.command, Command::Doctor) => return doctor::faulty(out, &faults),
+        Err(Unloaded::Faults(faults)) if matches!(cli.command, Command::Doctor { .. }) => {
+            return doctor::faulty(out, &faults);
+        }
         loaded => loaded?,
     };
     if !matches!(cli.command, Command::Run(_)) {
@@ -160,7 +162,7 @@ fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
         Command::Completion { .. } | Command::Man => {}
         Command::Config(command) => settings::run(&session, &command)?,
         Command::Demo { once } => demo::run(session.loaded, once, session.out)?,
-        Command::Doctor => return block_on(doctor::run(&session)),
+        Command::Doctor { command } => return block_on(doctor::run(&session, &command)),
         Command::Env(args) => block_on(environment::run(&session, &args))?,
         Command::Exec(args) => return block_on(execute(session, args)),
         Command::Init => block_on(init::run(&session))?,

@@ -18,6 +18,7 @@ mod commands;
 mod connect;
 mod docs;
 mod drain;
+mod doctor;
 mod durability;
 mod edges;
 mod estimate;

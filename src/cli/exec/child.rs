@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitStatus;
 
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,21 +16,21 @@ use crate::cli::out;
 const NOT_RUNNABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
-/// Starts the command and waits for its end; `around` runs for as long.
+/// Starts the command, waits for its end, and gives its code; `around` runs for as long.
 ///
 /// # Errors
 /// When `shut_in` fails: then there was no command.
-pub(super) async fn run<S: Future<Output = ()>>(
+pub(in crate::cli) async fn run<S: Future<Output = ()>>(
     program: &OsString,
     mut command: Command,
     shut_in: impl AsyncFnOnce(&mut Child) -> Result<S, Failure>,
-) -> Result<ExitCode, Failure> {
+) -> Result<u8, Failure> {
     let signals = Forwarded::new()?;
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
             out::say(&format!("error: {}: {error}", program.to_string_lossy()));
-            return Ok(ExitCode::from(code_of_failed_start(&error)));
+            return Ok(code_of_failed_start(&error));
         }
     };
     let around = match shut_in(&mut child).await {
@@ -41,11 +41,10 @@ pub(super) async fn run<S: Future<Output = ()>>(
             return Err(failure);
         }
     };
-    let code = tokio::select! {
+    Ok(tokio::select! {
         status = wait(child, signals) => code_of(status.ok()),
         () = async { around.await; std::future::pending().await } => Exit::Failure as u8,
-    };
-    Ok(ExitCode::from(code))
+    })
 }
 
 /// As shells have it.

@@ -4,7 +4,7 @@
 //! `proxied`, shutting the command in to `sandbox`, and the proxy to the running daemon, or to a private one of this
 //! process when none runs.
 
-mod child;
+pub(super) mod child;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -140,7 +140,7 @@ async fn start(
         None => {
             let mut command = Command::new(program);
             prepare(command.args(words));
-            child::run(program, command, async |_: &mut Child| Ok(std::future::ready(()))).await
+            child::run(program, command, async |_: &mut Child| Ok(std::future::ready(()))).await.map(ExitCode::from)
         }
         Some(trust) => shut_in(args, around, proxy, &trust.files, prepare).await,
     }
@@ -169,7 +169,9 @@ async fn shut_in(
     })?;
     let mut command = sandbox.command(program, words);
     prepare(&mut command);
-    child::run(program, command, async |child: &mut Child| Ok(sandbox.open(child).await?.run())).await
+    child::run(program, command, async |child: &mut Child| Ok(sandbox.open(child).await?.run()))
+        .await
+        .map(ExitCode::from)
 }
 
 #[cfg(not(target_os = "linux"))]

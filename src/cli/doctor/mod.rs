@@ -1,7 +1,13 @@
 //! `sidekey doctor`: one line for each thing that can be wrong, with its fix.
 //!
-//! Owns the checks. Nothing is changed, and nothing is spent: providers are only connected to.
+//! Owns the checks. Nothing is changed, and nothing is spent: providers are only connected to. How programs come to
+//! sidekey is tried by `clients`, against a proxy of doctor's own.
 
+pub(super) mod clients;
+mod probe;
+mod watch;
+
+use std::ffi::OsString;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -22,11 +28,14 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Two descriptors a stream, and some for the store and the listeners.
 const FEW_DESCRIPTORS: u64 = 4096;
 
-/// Runs every check.
+/// Runs every check; with a command, says how that one comes to sidekey, and no more.
 ///
 /// # Errors
-/// When the output cannot be written.
-pub(super) async fn run(session: &Session) -> Result<ExitCode, Failure> {
+/// When the command cannot be run, or the output not be written.
+pub(super) async fn run(session: &Session, command: &[OsString]) -> Result<ExitCode, Failure> {
+    if !command.is_empty() {
+        return clients::command(session, command).await;
+    }
     let places = &session.loaded.places;
     let mut lines = vec![configuration(session)];
     lines.extend(modes(&places.data_dir));
@@ -53,6 +62,10 @@ pub(super) async fn run(session: &Session) -> Result<ExitCode, Failure> {
                 Err(failure) => lines.push(fail("store", failure.message, failure.fix.unwrap_or_default())),
             }
         }
+    }
+    match clients::runtimes(session).await {
+        Ok(found) => lines.extend(found),
+        Err(failure) => lines.push(warn("clients", failure.message, failure.fix.unwrap_or_default())),
     }
     report(session.out, &lines)
 }
