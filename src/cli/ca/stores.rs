@@ -22,8 +22,16 @@ pub(super) struct Machine {
 /// A store of a system or a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Store {
-    /// A directory of files, and what reads it.
-    Directory { name: &'static str, dir: PathBuf, extension: &'static str, refresh: &'static [&'static str] },
+    /// A directory of files, what reads it, and what reads it anew when one has gone. What it reads may be led on to a
+    /// keystore of Java's.
+    Directory {
+        name: &'static str,
+        dir: PathBuf,
+        extension: &'static str,
+        refresh: &'static [&'static str],
+        clean: &'static [&'static str],
+        led_on: Option<PathBuf>,
+    },
     /// The keystore of a Java installation.
     Java { keystore: PathBuf, keytool: PathBuf },
     /// The keychain of macOS.
@@ -40,15 +48,34 @@ pub(super) enum Step {
     Run { words: Vec<String>, may_fail: bool },
 }
 
-/// A directory of a distribution, where it is, its files' extension, and what reads them.
-type Row = (&'static str, &'static str, &'static str, &'static [&'static str]);
+/// A directory of a distribution, where it is, its files' extension, what reads them, and what does when one has gone.
+type Row = (&'static str, &'static str, &'static str, &'static [&'static str], &'static [&'static str]);
 
 /// The first that is there is the one in use: Debian has an empty `/etc/pki` at times, nobody has Debian's by chance.
 const DIRECTORIES: &[Row] = &[
-    ("Debian", "usr/local/share/ca-certificates", "crt", &["update-ca-certificates"]),
-    ("Fedora", "etc/pki/ca-trust/source/anchors", "pem", &["update-ca-trust", "extract"]),
-    ("Arch", "etc/ca-certificates/trust-source/anchors", "crt", &["trust", "extract-compat"]),
-    ("SUSE", "etc/pki/trust/anchors", "pem", &["update-ca-certificates"]),
+    (
+        "Debian",
+        "usr/local/share/ca-certificates",
+        "crt",
+        &["update-ca-certificates"],
+        // Links to what has gone stay otherwise.
+        &["update-ca-certificates", "--fresh"],
+    ),
+    (
+        "Fedora",
+        "etc/pki/ca-trust/source/anchors",
+        "pem",
+        &["update-ca-trust", "extract"],
+        &["update-ca-trust", "extract"],
+    ),
+    (
+        "Arch",
+        "etc/ca-certificates/trust-source/anchors",
+        "crt",
+        &["trust", "extract-compat"],
+        &["trust", "extract-compat"],
+    ),
+    ("SUSE", "etc/pki/trust/anchors", "pem", &["update-ca-certificates"], &["update-ca-certificates"]),
 ];
 
 impl Machine {
@@ -69,8 +96,11 @@ impl Machine {
             return Some(Store::Keychain(keychain));
         }
         let found = DIRECTORIES.iter().find(|(_, dir, ..)| self.root.join(dir).is_dir())?;
-        let (name, dir, extension, refresh) = *found;
-        Some(Store::Directory { name, dir: self.root.join(dir), extension, refresh })
+        let (name, dir, extension, refresh, clean) = *found;
+        // Debian's package for Java takes over what is added, and is not told when it goes.
+        let led_on =
+            Some(self.root.join("etc/ssl/certs/java/cacerts")).filter(|path| name == "Debian" && path.is_file());
+        Some(Store::Directory { name, dir: self.root.join(dir), extension, refresh, clean, led_on })
     }
 
     /// Chromium's database, and one for each profile of Firefox.
@@ -127,8 +157,11 @@ impl Step {
             },
             Self::Run { words, may_fail } => {
                 let Some((program, arguments)) = words.split_first() else { return Ok(()) };
-                let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-                let output = output.map_err(|error| format!("{program}: {error}"))?;
+                let output = match Command::new(program).args(arguments).stdin(Stdio::null()).output() {
+                    // Without it nothing can have been put there.
+                    Err(error) if *may_fail && error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                    output => output.map_err(|error| format!("{program}: {error}"))?,
+                };
                 if output.status.success() || *may_fail {
                     return Ok(());
                 }
@@ -201,8 +234,12 @@ impl Store {
     pub(super) fn uninstall(&self, id: &str, pem: &str, files: &Path) -> Vec<Step> {
         let (alias, file) = (alias(id), files.join(format!("{}.pem", alias(id))));
         match self {
-            Self::Directory { dir, extension, refresh, .. } => {
-                vec![Step::Remove(dir.join(format!("{alias}.{extension}"))), run(refresh)]
+            Self::Directory { dir, extension, clean, led_on, .. } => {
+                let gone = [Step::Remove(dir.join(format!("{alias}.{extension}"))), run(clean)];
+                let theirs = format!("debian:{alias}.pem");
+                let led_on =
+                    led_on.iter().map(|keystore| self.keytool(&["-delete", "-alias", &theirs], keystore).or_gone());
+                gone.into_iter().chain(led_on).collect()
             }
             Self::Java { keystore, .. } => vec![self.keytool(&["-delete", "-alias", &alias], keystore).or_gone()],
             Self::Keychain(_) => {
@@ -218,8 +255,9 @@ impl Store {
     }
 
     fn keytool(&self, words: &[&str], keystore: &Path) -> Step {
-        let Self::Java { keytool, .. } = self else { return run(words) };
-        let (keytool, keystore) = (keytool.display().to_string(), keystore.display().to_string());
+        let keytool =
+            if let Self::Java { keytool, .. } = self { keytool.display().to_string() } else { "keytool".to_owned() };
+        let keystore = keystore.display().to_string();
         // The password every Java has, which protects nothing: the file is public.
         let end = ["-keystore", keystore.as_str(), "-storepass", "changeit"];
         run(&[&[keytool.as_str()][..], words, &end].concat())
@@ -227,9 +265,11 @@ impl Store {
 
     /// The steps, each command that reads a whole directory only once and last.
     pub(super) fn once(&self, steps: Vec<Step>) -> Vec<Step> {
-        let Self::Directory { refresh, .. } = self else { return steps };
-        let refresh = run(refresh);
-        steps.into_iter().filter(|step| *step != refresh).chain([refresh.clone()]).collect()
+        let Self::Directory { refresh, clean, .. } = self else { return steps };
+        let (refresh, clean) = (run(refresh), run(clean));
+        let last = if steps.contains(&clean) { &clean } else { &refresh };
+        let others = steps.iter().filter(|step| **step != refresh && **step != clean);
+        others.chain([last]).cloned().collect()
     }
 }
 
@@ -253,11 +293,11 @@ mod tests {
 
     #[test]
     fn every_system_has_its_steps() {
-        for (dir, write, refresh) in [
-            ("usr/local/share/ca-certificates", "sidekey-1a.crt", "run update-ca-certificates"),
-            ("etc/pki/ca-trust/source/anchors", "sidekey-1a.pem", "run update-ca-trust extract"),
-            ("etc/ca-certificates/trust-source/anchors", "sidekey-1a.crt", "run trust extract-compat"),
-            ("etc/pki/trust/anchors", "sidekey-1a.pem", "run update-ca-certificates"),
+        for (dir, write, refresh, clean) in [
+            ("usr/local/share/ca-certificates", "sidekey-1a.crt", "run update-ca-certificates", " --fresh"),
+            ("etc/pki/ca-trust/source/anchors", "sidekey-1a.pem", "run update-ca-trust extract", ""),
+            ("etc/ca-certificates/trust-source/anchors", "sidekey-1a.crt", "run trust extract-compat", ""),
+            ("etc/pki/trust/anchors", "sidekey-1a.pem", "run update-ca-certificates", ""),
         ] {
             let root = tempfile::tempdir().unwrap();
             fs::create_dir_all(root.path().join(dir)).unwrap();
@@ -268,7 +308,8 @@ mod tests {
             let steps = shown(&store.once(both), root.path());
             assert_eq!(steps, [format!("write {file}"), format!("write {file}"), refresh.to_owned()]);
             let steps = store.uninstall("1a", "PEM", root.path());
-            assert_eq!(shown(&steps, root.path()), [format!("remove {file}"), refresh.to_owned()]);
+            assert_eq!(shown(&steps, root.path()), [format!("remove {file}"), format!("{refresh}{clean}")]);
+            assert_eq!(store.once([&steps[..], &steps].concat()).len(), 3);
             store.install("1a", "PEM", root.path())[0].take().unwrap();
             assert_eq!(fs::read_to_string(root.path().join(&file[1..])).unwrap(), "PEM");
             for _ in 0..2 {
@@ -308,9 +349,27 @@ mod tests {
     }
 
     #[test]
+    fn what_debian_leads_on_to_java_is_taken_back() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("usr/local/share/ca-certificates")).unwrap();
+        touch(&root.path().join("etc/ssl/certs/java/cacerts"));
+        let [store] = &machine(root.path()).stores()[..] else { panic!("one") };
+        let steps = shown(&store.once(store.uninstall("1a", "PEM", root.path())), root.path());
+        assert_eq!(
+            steps,
+            [
+                "remove /usr/local/share/ca-certificates/sidekey-1a.crt",
+                "run keytool -delete -alias debian:sidekey-1a.pem -keystore /etc/ssl/certs/java/cacerts -storepass changeit",
+                "run update-ca-certificates --fresh",
+            ]
+        );
+    }
+
+    #[test]
     fn a_command_that_fails_says_so() {
         assert!(run(&["false"]).take().is_err_and(|why| why.starts_with("false: ")));
         assert!(run(&["false"]).or_gone().take().is_ok());
         assert!(run(&["no-such-program-of-ours"]).take().is_err());
+        assert!(run(&["no-such-program-of-ours"]).or_gone().take().is_ok());
     }
 }
