@@ -355,8 +355,10 @@ pub enum Backend {
     /// nft where it can be used, else iptables
     #[default]
     Auto,
-    /// iptables and ip6tables
+    /// iptables and ip6tables, in the flavour that the machine prefers
     Iptables,
+    /// iptables-legacy and ip6tables-legacy, where others write rules with these
+    IptablesLegacy,
     /// nft
     Nft,
 }

@@ -9,8 +9,10 @@ use crate::cli::checks::{Line, fail, ok};
 use crate::cli::redirect::Rules;
 use crate::cli::redirect::tool::{Call, Step};
 
+/// The tables of their own, which older kernels and other programs may use.
+pub(super) const LEGACY: &str = "iptables-legacy";
 /// The machine's own choice first, then each that may stand beside it.
-pub(super) const FLAVOURS: [&str; 3] = ["iptables", "iptables-nft", "iptables-legacy"];
+pub(super) const FLAVOURS: [&str; 3] = ["iptables", "iptables-nft", LEGACY];
 /// Seconds to wait for another program that holds the lock.
 const WAIT: &str = "-w 5";
 
@@ -20,12 +22,6 @@ pub(super) struct Iptables {
     v4: &'static str,
     /// False where the kernel has no IPv6, and nothing can go out by it.
     v6: bool,
-}
-
-impl Default for Iptables {
-    fn default() -> Self {
-        Self { v4: FLAVOURS[0], v6: true }
-    }
 }
 
 /// One of the two families.
@@ -69,18 +65,27 @@ impl Chain {
 }
 
 impl Iptables {
-    /// The first flavour that may read the kernel's rules.
+    /// This flavour, for both families, without asking the kernel.
+    pub(super) fn planned(v4: &'static str) -> Self {
+        Self { v4, v6: true }
+    }
+
+    /// The first of `flavours` that may read the kernel's rules.
     ///
     /// # Errors
-    /// What each of them complained of.
-    pub(super) fn find() -> Result<Self, String> {
+    /// What the first of them complained of.
+    pub(super) fn find(flavours: &[&'static str]) -> Result<Self, String> {
         // Without IPv6 this file is missing or empty.
         let v6 = fs::read_to_string("/proc/net/if_inet6").is_ok_and(|text| !text.is_empty());
         let mut problem = None;
-        for v4 in FLAVOURS {
-            match Call::new(v4, &format!("{WAIT} -t nat -S OUTPUT")).output() {
-                Ok(_) => return Ok(Self { v4, v6 }),
-                Err(why) => problem = problem.or(Some(why)),
+        for v4 in flavours {
+            let tools = Self { v4, v6 };
+            let mut calls = tools
+                .families()
+                .flat_map(|family| [NAT, QUIC].map(|chain| tools.call(family, chain.table, "-S OUTPUT").output()));
+            match calls.find_map(Result::err) {
+                None => return Ok(tools.clone()),
+                Some(why) => problem = problem.or(Some(why)),
             }
         }
         Err(problem.unwrap_or_default())

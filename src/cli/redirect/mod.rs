@@ -147,10 +147,11 @@ fn daemon_uid(session: &Session) -> Result<u32, Failure> {
 fn planned(backend: Backend) -> Tools {
     match backend {
         Backend::Auto if !tool::exists(nft::PROGRAM) && tool::exists(iptables::FLAVOURS[0]) => {
-            Tools::Iptables(Iptables::default())
+            Tools::Iptables(Iptables::planned(iptables::FLAVOURS[0]))
         }
         Backend::Auto | Backend::Nft => Tools::Nft,
-        Backend::Iptables => Tools::Iptables(Iptables::default()),
+        Backend::Iptables => Tools::Iptables(Iptables::planned(iptables::FLAVOURS[0])),
+        Backend::IptablesLegacy => Tools::Iptables(Iptables::planned(iptables::LEGACY)),
     }
 }
 
@@ -163,14 +164,19 @@ fn usable(backend: Backend) -> Result<Tools, Failure> {
 fn all_usable(backend: Backend) -> Result<Vec<Tools>, Failure> {
     let mut found = Vec::new();
     let mut problems = Vec::new();
-    if backend != Backend::Iptables {
+    let flavours: &[&str] = match backend {
+        Backend::Auto | Backend::Iptables => &iptables::FLAVOURS,
+        Backend::IptablesLegacy => &[iptables::LEGACY],
+        Backend::Nft => &[],
+    };
+    if matches!(backend, Backend::Auto | Backend::Nft) {
         match nft::usable() {
             Ok(()) => found.push(Tools::Nft),
             Err(why) => problems.push(why),
         }
     }
-    if backend != Backend::Nft {
-        match Iptables::find() {
+    if !flavours.is_empty() {
+        match Iptables::find(flavours) {
             Ok(tools) => found.push(Tools::Iptables(tools)),
             Err(why) => problems.push(why),
         }

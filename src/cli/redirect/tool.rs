@@ -53,7 +53,13 @@ impl Call {
         }
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given").to_owned();
-        Err(format!("{shown} {}: {said}", self.args.join(" ")))
+        let hint = if said.contains("Table does not exist") {
+            "; this kernel has no such table: load its module (iptable_nat, iptable_filter and their ip6 twins), or take \
+             --backend nft"
+        } else {
+            ""
+        };
+        Err(format!("{shown} {}: {said}{hint}", self.args.join(" ")))
     }
 
     pub(super) fn succeeds(&self) -> bool {
@@ -161,6 +167,9 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "ce");
         let failed = Step::Run(sh("echo >&2; echo no such rule >&2; exit 3")).run().unwrap_err();
         assert!(failed.ends_with(": no such rule"), "{failed}");
+        let missing = "echo \"can't initialize ip6tables table \\`nat': Table does not exist\" >&2; exit 3";
+        let failed = Step::Run(sh(missing)).run().unwrap_err();
+        assert!(failed.contains("table `nat'") && failed.ends_with("--backend nft"), "{failed}");
         assert_eq!(Step::Run(Call::new("no-such-tool", "x")).run().unwrap_err(), "no-such-tool is not installed");
     }
 
