@@ -92,6 +92,11 @@ async fn a_stranger_inside_is_refused_like_any() {
     }
     let answer = client.send(&Request::new("CONNECT", "api.anthropic.com:443").header("host", HOST)).await.unwrap();
     assert_eq!(answer.status, 405);
+    // In HTTP/2 it is `:authority` that must agree.
+    let tcp = tunnel::open(sidekey.proxy, TARGET).await;
+    let tls = Speaker::new(&sidekey.root_pem(), &["h2"]).open(HOST, tcp).await.unwrap();
+    let answer = client::send_h2_over(tls, "https://api.anthropic.com", &Request::get("/v1/models")).await;
+    assert_eq!(answer.status, 421);
     assert_eq!(provider.count(), 0);
 }
 
@@ -196,7 +201,13 @@ async fn tls_straight_to_the_port_is_opened_for_providers_alone() {
     assert_eq!(Client::over(tls).send(&chat(&key)).await.unwrap().status, 200);
     let tcp = TcpStream::connect(sidekey.proxy).await.unwrap();
     assert!(speaker.open("evil.example", tcp).await.is_err());
-    assert!(client::raw(sidekey.proxy, b"\x05\x01\x00").await.is_empty(), "SOCKS is not spoken");
+    for (what, first) in [
+        ("SOCKS5", &b"\x05\x01\x00"[..]),
+        ("SOCKS4", b"\x04\x01\x01\xbb\x01\x02\x03\x04\x00"),
+        ("nothing known", b"\x00"),
+    ] {
+        assert!(client::raw(sidekey.proxy, first).await.is_empty(), "{what} is not spoken");
+    }
 }
 
 #[tokio::test]

@@ -25,7 +25,8 @@ fn cache(name: &str) -> PathBuf {
 
 /// True when `program` runs. When it does not, says so loudly; on a build server that is a failure.
 pub(crate) async fn present(program: &str) -> bool {
-    let ran = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().await;
+    let version = if program == "go" { "version" } else { "--version" };
+    let ran = Command::new(program).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status().await;
     if ran.is_ok_and(|status| status.success()) {
         return true;
     }
@@ -57,6 +58,48 @@ async fn prepare<F: Future<Output = ()>>(folder: &Path, pins: &Path, install: im
     std::fs::create_dir_all(folder).expect("a writable target");
     install().await;
     std::fs::write(&mark, wanted).expect("a writable target");
+}
+
+/// The folder of runtimes that come from npm's registry; `None`, said loudly, where it has none for this machine.
+pub(crate) async fn runtimes() -> Option<PathBuf> {
+    static PREPARING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")) {
+        eprintln!("SKIPPED: Node 24, Deno and Bun are pinned for x86-64 Linux alone; their clients were not tried");
+        return None;
+    }
+    if !present("npm").await {
+        return None;
+    }
+    let (folder, pins) = (cache("runtimes"), source("runtimes").join("package-lock.json"));
+    let _one = PREPARING.lock().await;
+    prepare(&folder, &pins, || npm_ci("runtimes", &folder)).await;
+    Some(folder.join("node_modules"))
+}
+
+/// The folder of the client in Go; `None`, said loudly, when there is no Go.
+pub(crate) async fn go() -> Option<PathBuf> {
+    static PREPARING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    if !present("go").await {
+        return None;
+    }
+    let (folder, program) = (cache("go"), source("go").join("get.go"));
+    let _one = PREPARING.lock().await;
+    prepare(&folder, &program, || async {
+        let mut build = Command::new("go");
+        build.args(["build", "-o", "get"]).arg(&program).current_dir(&folder);
+        run("go build", build.env("GOCACHE", folder.join("cache")).env("CGO_ENABLED", "0").env("GOFLAGS", "")).await;
+    })
+    .await;
+    Some(folder)
+}
+
+/// Installs what the lock of `language` pins; nothing of it runs.
+async fn npm_ci(language: &str, folder: &Path) {
+    for file in ["package.json", "package-lock.json"] {
+        std::fs::copy(source(language).join(file), folder.join(file)).expect("a writable target");
+    }
+    let install = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
+    run("npm ci", Command::new("npm").args(install).current_dir(folder)).await;
 }
 
 /// A Python that has the SDKs; `None`, said loudly, when there is none.
@@ -91,14 +134,7 @@ async fn node_sdks() {
         return;
     }
     let (folder, pins) = (cache("node"), source("node").join("package-lock.json"));
-    prepare(&folder, &pins, || async {
-        for file in ["package.json", "package-lock.json"] {
-            std::fs::copy(source("node").join(file), folder.join(file)).expect("a writable target");
-        }
-        let install = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
-        run("npm ci", Command::new("npm").args(install).current_dir(&folder)).await;
-    })
-    .await;
+    prepare(&folder, &pins, || npm_ci("node", &folder)).await;
     // Modules are found from where the script stands.
     std::fs::copy(source("node").join("run.js"), folder.join("run.js")).expect("a writable target");
     let mut command = Command::new("node");

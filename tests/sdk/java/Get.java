@@ -8,7 +8,10 @@ class Get {
     public static void main(String[] words) throws Exception {
         var request = HttpRequest.newBuilder(URI.create(words[0])).header("Authorization", "Bearer " + words[1]).build();
         var client = HttpClient.newBuilder().proxy(java.net.ProxySelector.getDefault()).build();
-        var answer = client.send(request, HttpResponse.BodyHandlers.ofString());
-        System.out.println(answer.statusCode() + " " + answer.body());
+        var answer = client.send(request, HttpResponse.BodyHandlers.ofByteArray());
+        System.out.print(answer.statusCode() + " ");
+        // As it came, whatever the locale.
+        System.out.write(answer.body());
+        System.out.flush();
     }
 }
