@@ -98,12 +98,16 @@ impl Watched {
         work: impl Future<Output = T>,
     ) -> T {
         let serving = listener::accept(listener, Arc::clone(self), &self.drain);
-        let work = async {
-            let done = work.await;
-            self.drain.signal();
-            done
+        let serving = async {
+            serving.await;
+            std::future::pending().await
         };
-        tokio::join!(work, serving).0
+        let done = tokio::select! {
+            done = work => done,
+            done = serving => done,
+        };
+        self.drain.signal();
+        done
     }
 
     /// All that were seen so far.
