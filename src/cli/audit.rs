@@ -45,10 +45,10 @@ pub struct AuditArgs {
 /// Which records.
 #[derive(Args, Debug)]
 pub struct FilterArgs {
-    /// Of this actor only: uid:1000, token:<id> or sidekey
+    /// Of this actor only: uid:1000, token:ID or sidekey
     #[arg(long)]
     pub actor: Option<String>,
-    /// On this object only: 'key <id>', 'plan <name>', or the id or name alone
+    /// On this object only: 'key ID', 'plan NAME', or the id or name alone
     #[arg(long)]
     pub object: Option<String>,
     /// Of this action only: key.rotate, or key for all on virtual keys

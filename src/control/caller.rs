@@ -1,6 +1,6 @@
 //! Who asks: a [`Caller`], which every request of the admin API carries as an extension.
 //!
-//! Owns how one proved who they are, and whose records they may see; leaves what each role may do to [`super::routes`].
+//! Owns how one proved who they are, and whose records they may see; leaves what each role may do to `routes`.
 
 use std::net::SocketAddr;
 

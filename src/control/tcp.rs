@@ -1,6 +1,6 @@
 //! The TCP address of the admin API: connections, TLS where it is set up, and requests to the door.
 //!
-//! Owns the listener's side; leaves sockets to `net::listener`, and who gets in to [`super::door`].
+//! Owns the listener's side; leaves sockets to `net::listener`, and who gets in to `door`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

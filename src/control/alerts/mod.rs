@@ -1,6 +1,6 @@
 //! `/api/alerts`: what operators were told of late, and who is told of it.
 //!
-//! Owns the questions; leaves what is told, and how long it is kept, to `event`, and telling receivers to [`deliver`].
+//! Owns the questions; leaves what is told, and how long it is kept, to `event`, and telling receivers to `deliver`.
 
 mod deliver;
 mod hook;

@@ -93,7 +93,7 @@ impl Audit {
         done.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Records a refusal, but no more than [`REFUSALS`] a minute: of those beyond, the next record says how many there were.
+    /// Records a refusal, but no more than `REFUSALS` a minute: of those beyond, the next record says how many there were.
     pub async fn refused(&self, mut note: Note) {
         let now = self.shared.clock.now();
         {
