@@ -62,6 +62,7 @@ pub mod provider;
 pub mod tally;
 
 pub mod net;
+pub mod span;
 pub mod storage;
 
 pub mod explain;

@@ -24,6 +24,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("tokens", 10),
     ("access", 11),
     ("limit", 11),
+    ("span", 11),
     ("owner", 11),
     ("plan", 11),
     ("pool", 11),

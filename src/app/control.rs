@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::app::keeper::Keeper;
+use crate::app::otlp::Exporter;
 use crate::app::reload::Reloader;
 use crate::app::{StartError, expiry};
 use crate::clock::Clock;
@@ -38,6 +39,7 @@ pub(super) struct Service<'a> {
     pub(super) secrets: HashMap<String, Secret>,
     pub(super) keeper: Keeper,
     pub(super) reloader: Arc<Reloader>,
+    pub(super) exporter: Option<Exporter>,
 }
 
 /// The thread.
@@ -50,7 +52,8 @@ pub(super) struct Control {
 impl Control {
     /// Binds the admin socket, forgets the keys of commands that were killed, fetches references, and starts serving.
     pub(super) fn start(service: Service<'_>) -> Result<Self, StartError> {
-        let Service { api, admin_socket, admin, telemetry, store, alerts, secrets, keeper, reloader } = service;
+        let Service { api, admin_socket, admin, telemetry, store, alerts, secrets, keeper, reloader, mut exporter } =
+            service;
         let watched = store.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let references = store.references(secrets);
@@ -69,7 +72,22 @@ impl Control {
         let thread = std::thread::Builder::new().name("sidekey-control".to_owned()).spawn(move || {
             let clock = Clock::system();
             let keeping = async { tokio::join!(keeper.work(), expiry::watch(&watched, &clock)) };
-            let served = runtime.block_on(serve(ways, telemetry, alerts, &references, &reloader, keeping, watch));
+            let served = runtime.block_on(async {
+                let exporting = async {
+                    match &mut exporter {
+                        Some(exporter) => exporter.work().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let served = tokio::select! {
+                    served = serve(ways, telemetry, alerts, &references, &reloader, keeping, watch) => served,
+                    () = exporting => Ok(()),
+                };
+                if let Some(exporter) = &mut exporter {
+                    let _ = tokio::time::timeout(LINGER, exporter.finish()).await;
+                }
+                served
+            });
             if let Err(error) = served {
                 tracing::error!(%error, "the control plane has ended");
             }

@@ -11,6 +11,8 @@ mod expiry;
 mod harden;
 mod keeper;
 mod log;
+mod otlp;
+mod process;
 mod reload;
 mod run;
 mod tester;
@@ -106,6 +108,10 @@ impl Running {
         let own_ports: Arc<[u16]> = listening.ports().collect();
         let dialer = dialer(environment, &own_ports)?;
         let store = Store::open(loaded.store_options(environment, &registry.get(), clock.clone(), metrics.clone()))?;
+        process::register(&metrics, &clock);
+        // A command's own proxy does not take up what is meant for the command.
+        let variables = listen.admin.is_some().then_some(environment);
+        let (spans, exporter) = otlp::start(&loaded.config.telemetry, variables, &dialer, &registry, &clock, &metrics);
         let parts = ProxyParts {
             store: store.clone(),
             registry: registry.get(),
@@ -114,6 +120,8 @@ impl Running {
             section: loaded.config.proxy(),
             prefix: loaded.config.keys.prefix.clone(),
             access_log: loaded.config.log.access,
+            keeps_trace: spans.is_none() || loaded.config.telemetry.forward_trace_context,
+            spans,
         };
         let shared = Arc::new(Shared::new(&parts, &metrics)?);
         let (ca, roots) = ca::start(loaded, &store, &registry.get(), &clock)?;
@@ -184,6 +192,7 @@ impl Running {
             secrets: environment.secrets(),
             keeper,
             reloader: Arc::clone(&reloader),
+            exporter,
         })?;
         let worker = worker::Worker {
             listener,

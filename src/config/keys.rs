@@ -279,6 +279,25 @@ pub static KEYS: &[Key] = &[
         "Whether it may be at a private or loopback address, and in clear text; link-local ones never.",
     ),
     fixed(
+        "telemetry.otlp_endpoint",
+        Kind::Text,
+        "",
+        "A collector of OpenTelemetry, as \"http://host:4318\": gets traces and metrics; off unless set.",
+    ),
+    fixed("telemetry.service_name", Kind::Text, "", "What sidekey calls itself there; \"sidekey\" unless set."),
+    fixed(
+        "telemetry.sample_percent",
+        Kind::Integer,
+        "100",
+        "Of how many in a hundred requests a span is sent, where the client has not decided.",
+    ),
+    fixed(
+        "telemetry.forward_trace_context",
+        Kind::Bool,
+        "false",
+        "Whether traceparent, tracestate and baggage go on to providers where sidekey traces.",
+    ),
+    fixed(
         "log.format",
         Kind::Word(&["auto", "pretty", "json"]),
         "\"auto\"",

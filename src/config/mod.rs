@@ -64,6 +64,8 @@ pub struct Config {
     pub shutdown: ShutdownSection,
     /// The store.
     pub store: StoreSection,
+    /// Where traces and metrics go.
+    pub telemetry: TelemetrySection,
 }
 
 /// `[listen]`: the addresses sidekey answers on. A port of 0 takes a free one.
@@ -124,6 +126,28 @@ pub struct ShutdownSection {
     /// Clients are served for this long, so that those who have not yet heard of the end are not turned away.
     #[serde(with = "duration")]
     pub min_delay: Duration,
+}
+
+/// `[telemetry]`: traces and metrics for a collector of OpenTelemetry. `/metrics` needs none of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySection {
+    /// `http://host:4318`; `/v1/traces` and `/v1/metrics` follow. Off unless set, here or in the environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
+    /// What it calls itself there; `sidekey` unless set, here or in the environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_name: Option<String>,
+    /// Of how many in a hundred requests a span is sent, where the client has not decided.
+    pub sample_percent: u8,
+    /// Whether the client's `traceparent`, `tracestate` and `baggage` go on to providers where sidekey traces.
+    pub forward_trace_context: bool,
+}
+
+impl Default for TelemetrySection {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, service_name: None, sample_percent: 100, forward_trace_context: false }
+    }
 }
 
 /// `[log]`: the log on stderr.
@@ -235,6 +259,16 @@ impl Config {
             faults.push(wrong(&[&format!("alerts.{field}"), "alerts"], what));
         }
         faults.extend(self.open_admin());
+        if self.telemetry.sample_percent > 100 {
+            faults.push(wrong(&["telemetry.sample_percent"], "is a number from 0 to 100"));
+        }
+        if let Some(endpoint) = &self.telemetry.otlp_endpoint
+            && !["http://", "https://"]
+                .iter()
+                .any(|scheme| endpoint.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+        {
+            faults.push(wrong(&["telemetry.otlp_endpoint"], "is no collector; write \"http://host:4318\""));
+        }
         faults.extend(self.shared_addresses());
         match self.registry() {
             Ok(registry) => {

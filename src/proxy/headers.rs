@@ -70,6 +70,13 @@ pub(super) fn strip_request(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes the client's trace context: ids of its own systems, and whatever it keeps in `baggage`.
+pub(super) fn strip_trace(headers: &mut HeaderMap) {
+    for name in ["traceparent", "tracestate", "baggage"] {
+        headers.remove(name);
+    }
+}
+
 /// Adds what sidekey says of a request it let through.
 pub(super) fn add_ours(headers: &mut HeaderMap, id: RequestId, source: Option<KeySource>, rates: &RateHeaders) {
     if let Ok(value) = HeaderValue::try_from(id.to_string()) {

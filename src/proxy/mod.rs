@@ -51,6 +51,7 @@ use crate::net::dial::{Dialer, Origin, Reach};
 use crate::net::drain::Drain;
 use crate::net::upstream::Pool;
 use crate::provider::{Dialect, Registry, Scheme, Upstream};
+use crate::span::Spans;
 use crate::storage::Store;
 
 use authenticate::{Door, authenticate};
@@ -149,6 +150,11 @@ pub struct ProxyParts {
     pub prefix: String,
     /// True to log one line for each request.
     pub access_log: bool,
+    /// Where ended requests are traced, if they are.
+    pub spans: Option<Spans>,
+    /// Whether the client's trace context goes on to providers, as all its headers do. Where sidekey itself is part of
+    /// the trace, it ends here unless the operator says otherwise.
+    pub keeps_trace: bool,
 }
 
 /// What the [`Proxy`] of every worker shares: metrics, the ledger and the counting thread. Made once.

@@ -21,6 +21,7 @@ use crate::proxy::canary::Canaries;
 use crate::proxy::error::Error;
 use crate::proxy::metrics::{Families, ProviderMetrics};
 use crate::proxy::unpriced::Unpriced;
+use crate::span::{Spans, TraceParent};
 use crate::storage::{Commit, Durability, EntryPlace, KeyState, Ledger, Store};
 use crate::tally::Tally;
 use crate::tokens;
@@ -44,6 +45,7 @@ pub(super) struct Books {
     pub(super) canaries: Canaries,
     counting: SyncSender<Box<Closed>>,
     access_log: AtomicBool,
+    spans: Option<Spans>,
     cut: AtomicBool,
 }
 
@@ -83,6 +85,8 @@ pub(super) struct Open {
     pub(super) metrics: Arc<ProviderMetrics>,
     /// The prices of when it came in.
     pub(super) prices: Arc<PriceTable>,
+    /// The client's span, where requests are traced.
+    pub(super) parent: Option<TraceParent>,
     /// Tokens the request is thought to hold.
     pub(super) input_estimate: u64,
     /// The call consumes tokens, if it succeeds.
@@ -145,6 +149,7 @@ impl Books {
             canaries: Canaries::new(parts.store.events().clone(), parts.clock.clone()),
             counting,
             access_log: AtomicBool::new(parts.access_log),
+            spans: parts.spans.clone(),
             cut: AtomicBool::new(false),
         };
         Ok((books, thread))
@@ -352,6 +357,9 @@ impl Closed {
             open.entry.status = CLIENT_CLOSED;
         }
         open.metrics.record(&open.entry);
+        if let Some(spans) = &open.books.spans {
+            spans.offer(&open.entry, open.parent);
+        }
         if open.books.access_log.load(Ordering::Relaxed) {
             access_line(&open.entry);
         }
@@ -426,6 +434,8 @@ mod tests {
             section: ProxySection::default(),
             prefix: "sk-side".to_owned(),
             access_log: false,
+            spans: None,
+            keeps_trace: true,
         }
     }
 
@@ -506,6 +516,7 @@ mod tests {
                 attempt: None,
                 metrics: Arc::new(books.families.provider("openai")),
                 prices: Arc::default(),
+                parent: None,
                 input_estimate: 3,
                 consumes,
                 called: None,

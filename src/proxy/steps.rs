@@ -27,6 +27,7 @@ use crate::proxy::{
     Arrival, Asking, Destination, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade,
 };
 use crate::secret::Secret;
+use crate::span::TraceParent;
 use crate::tally::{Observer, Wire};
 use crate::unit::{TokensSource, Usage};
 use crate::virtual_key::StreamUsage;
@@ -176,6 +177,7 @@ impl Proxy {
             attempt: None,
             metrics: Arc::clone(&lane.metrics),
             prices: Arc::clone(snapshot.prices()),
+            parent: self.parts.spans.as_ref().and_then(|_| TraceParent::of(&parts.headers)),
             input_estimate,
             consumes: call.wire.has_output() || matches!(call.wire, Wire::GeminiEmbed | Wire::OpenAiEmbeddings),
             called: None,
@@ -198,6 +200,9 @@ impl Proxy {
         }
         let upgrade = upgrade::take(&mut parts);
         headers::strip_request(&mut parts.headers);
+        if !self.parts.keeps_trace {
+            headers::strip_trace(&mut parts.headers);
+        }
         Ok(Box::new(Selected {
             parts,
             lane,

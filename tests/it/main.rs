@@ -38,6 +38,7 @@ mod route;
 mod sdk;
 mod stream;
 mod support;
+mod telemetry;
 mod transcripts;
 mod transparent;
 mod trust;
