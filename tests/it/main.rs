@@ -24,6 +24,7 @@ mod edges;
 mod estimate;
 mod exec;
 mod fixtures;
+mod hostile;
 mod lease;
 mod limit;
 mod plan;
