@@ -97,11 +97,19 @@ async fn a_faulty_file_changes_nothing_and_is_told() {
     let sidekey = Sidekey::with("openai", &provider.url()).await;
     let key = sidekey.create_key(&[]).await.key;
     let request = Request::post(CHAT, BODY).bearer(&key);
-    rewrite(&sidekey, |text| format!("{text}\n[limits]\nmax_bdy = \"1KiB\"\n"));
+    let mut line = 0;
+    rewrite(&sidekey, |text| {
+        let text = format!("{text}\n[limits]\nreplay_limit = \"1KiB\"\nmax_bdy = \"1KiB\"\n");
+        line = text.lines().count();
+        text
+    });
     sidekey.signal(Signal::HUP);
     let told = until(&sidekey, "rejected", |config| !config["error"].is_null()).await;
     let error = told["error"].as_str().expect("text");
-    assert!(error.contains("sidekey.toml:10:1: ") && error.contains("did you mean `max_body`?"), "{told}");
+    assert!(
+        error.contains(&format!("sidekey.toml:{line}:1: ")) && error.contains("did you mean `max_body`?"),
+        "{told}"
+    );
     assert_eq!(told["generation"], 1);
     let metrics = sidekey.metrics().await;
     assert!(metrics.contains("sidekey_config_last_reload_successful 0"), "{metrics}");
