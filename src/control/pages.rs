@@ -28,9 +28,9 @@ pub type Pages = fn(&str) -> Option<Asset>;
 /// The pages of a sidekey without a console: one that says where to go.
 #[must_use]
 pub fn plain(path: &str) -> Option<Asset> {
-    const INDEX: &[u8] = b"<!doctype html>\n<html lang=\"en\">\n<title>sidekey</title>\n\
-        <p>This is the admin API of sidekey. What it can do is described in <a href=\"/openapi.json\">/openapi.json</a>;\
-        it takes a token, which <code>sidekey token create</code> makes.\n";
+    const INDEX: &[u8] = b"<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>sidekey</title>\n\
+        <p>This is the admin API of sidekey. It takes a token, which <code>sidekey token create</code> makes; what it can \
+        do stands in the README, under &ldquo;Admin API&rdquo;.\n";
     (path == "index.html").then_some(Asset { bytes: INDEX, content_type: "text/html; charset=utf-8", encoding: None })
 }
 
