@@ -215,11 +215,12 @@ impl<H: Handler> Service<Request<Incoming>> for PerConnection<H> {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let is_last = self.leaving.has_begun() && request.version() < Version::HTTP_2;
-        let answering = self.handler.handle(request, self.peer);
-        if is_last {
-            return Box::pin(async move { Ok(last(answering.await)) });
-        }
-        Box::pin(async move { Ok(answering.await) })
+        let (handler, peer) = (Arc::clone(&self.handler), self.peer);
+        // Begun in the box: begun before, all its room would be copied there.
+        Box::pin(async move {
+            let answer = handler.handle(request, peer).await;
+            Ok(if is_last { last(answer) } else { answer })
+        })
     }
 }
 
