@@ -123,7 +123,7 @@ pub fn choose<'a>(
     wish: &Wish,
     contenders: impl Iterator<Item = (usize, Contender<'a>)>,
 ) -> Option<usize> {
-    let mut best: Option<(Rank, usize, Contender<'a>)> = None;
+    let mut best: Option<(Rank, usize, &'a Health, u32)> = None;
     let (mut last_turn, mut last_pass, mut lightest) = (0, 0, MAX_WEIGHT);
     for (index, contender) in contenders {
         let health = contender.health;
@@ -140,37 +140,38 @@ pub fn choose<'a>(
         lightest = lightest.min(contender.weight.max(1));
         let rank = rank(policy, wish, &contender, &look, (turn, pass));
         if best.as_ref().is_none_or(|(first, ..)| rank < *first) {
-            best = Some((rank, index, contender));
+            best = Some((rank, index, health, contender.weight));
         }
     }
-    let (_, index, chosen) = best?;
+    let (_, index, chosen, weight) = best?;
     // A key that was away has no claim to what it missed: it starts beside the others, at most one turn behind.
-    let stride = STRIDE / u64::from(chosen.weight.max(1));
+    let stride = STRIDE / u64::from(weight.max(1));
     let behind = last_pass.saturating_sub(STRIDE / u64::from(lightest));
-    chosen.health.take_turn(last_turn + 1, chosen.health.turns().1.max(behind) + stride);
+    chosen.take_turn(last_turn + 1, chosen.turns().1.max(behind) + stride);
     Some(index)
 }
 
-/// The lower goes first.
+/// The lower goes first: whether it is crowded and what its policy says, then what decides among equals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank(bool, u64, u64, u64);
+struct Rank(u64, u64, u64);
 
 fn rank(policy: PoolPolicy, wish: &Wish, contender: &Contender<'_>, look: &Look, (turn, pass): (u64, u64)) -> Rank {
     let Contender { id, health, share: own, .. } = contender;
-    let crowded = *own >= 1.0 || !look.has_room;
+    let crowded = u64::from(*own >= 1.0 || !look.has_room) << 63;
+    let at_random = |seed: u64| mix(seed ^ u64::from_be_bytes(*id.as_bytes())) >> 1;
     if let Some(stick) = wish.stick {
-        return Rank(crowded, !mix(stick ^ u64::from_be_bytes(*id.as_bytes())), 0, 0);
+        return Rank(crowded | at_random(stick), 0, 0);
     }
     match policy {
         PoolPolicy::LeastUsed => {
             let share = own.max(look.share);
             // The bits of a float that is not negative are in the order of its values.
             let troubles = u64::from(health.failures(wish.now)) << 32 | u64::from(health.in_flight());
-            Rank(crowded, u64::from(share.max(0.0).to_bits()), troubles, turn)
+            Rank(crowded | u64::from(share.max(0.0).to_bits()), troubles, turn)
         }
-        PoolPolicy::Random => Rank(crowded, mix(wish.seed ^ u64::from_be_bytes(*id.as_bytes())), 0, 0),
-        PoolPolicy::RoundRobin => Rank(crowded, turn, 0, 0),
-        PoolPolicy::Weighted => Rank(crowded, pass, turn, 0),
+        PoolPolicy::Random => Rank(crowded | at_random(wish.seed), 0, 0),
+        PoolPolicy::RoundRobin => Rank(crowded | turn, 0, 0),
+        PoolPolicy::Weighted => Rank(crowded | pass, turn, 0),
     }
 }
 
