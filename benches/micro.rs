@@ -41,15 +41,15 @@ fn limits(c: &mut Criterion) {
     let clock = Clock::system();
     let scope =
         |name: &str, policy: &Policy| Arc::new(Scope::new(ScopeId::User(name.into()), policy, Watch::default()));
-    let set = |rpm, tpm, max_in_flight| {
+    let set = |rpm, tpm, max_in_flight| -> Arc<[Arc<Scope>]> {
         let limits = Limits { rpm, tpm, max_in_flight, ..Limits::default() };
-        [scope("a", &Policy { limits, ..Policy::default() })]
+        Arc::from([scope("a", &Policy { limits, ..Policy::default() })])
     };
     let need = Consumption { nano_usd: 2_000, ..Consumption::tokens(12, 8) };
     let used = Consumption { nano_usd: 200, ..Consumption::tokens(1, 1) };
-    let reserve_settle = |scopes: &[Arc<Scope>]| {
+    let reserve_settle = |scopes: &Arc<[Arc<Scope>]>| {
         let at = Moment::of(&clock);
-        Permit::reserve(scopes, at, black_box(need)).expect("room").settle(at.now, black_box(used));
+        Permit::reserve(Arc::clone(scopes), at, black_box(need)).expect("room").settle(at.now, black_box(used));
     };
     let mut group = c.benchmark_group("limit");
     group.bench_function("clock", |b| b.iter(|| clock.now()));
@@ -66,7 +66,7 @@ fn limits(c: &mut Criterion) {
     let budgets = vec![budget("1000000000/month,zone=Europe/Berlin"), budget("1000000000/day")];
     let quotas = vec!["1000000000000/day".parse().expect("a quota")];
     let full = Policy { limits, budgets, quotas, ..Policy::default() };
-    let five = ["key", "plan", "user", "team", "paid"].map(|name| scope(name, &full));
+    let five: Arc<[Arc<Scope>]> = ["key", "plan", "user", "team", "paid"].map(|name| scope(name, &full)).into();
     group.bench_function("reserve_settle/five_scopes", |b| b.iter(|| reserve_settle(&five)));
     group.bench_function("reserve_settle/five_scopes/two_threads", |b| {
         b.iter_custom(|times| {
@@ -82,8 +82,10 @@ fn limits(c: &mut Criterion) {
     });
     let full = set(Some(1), Some(1_000), None);
     reserve_settle(&full);
-    group.bench_function("refuse", |b| b.iter(|| Permit::reserve(&full, Moment::of(&clock), black_box(need)).is_err()));
-    let [one] = set(Some(60), Some(1_000), None);
+    group.bench_function("refuse", |b| {
+        b.iter(|| Permit::reserve(Arc::clone(&full), Moment::of(&clock), black_box(need)).is_err())
+    });
+    let one = &set(Some(60), Some(1_000), None)[0];
     group.bench_function("remaining", |b| b.iter(|| one.remaining(clock.now())));
     group.finish();
 }

@@ -131,9 +131,9 @@ fn shown(lease: &LeaseRecord) -> String {
 fn hold(store: &Store, lease: &LeaseRecord, at: Moment) -> Option<LeaseHold> {
     let snapshot = store.snapshot();
     let need = lease.left.need();
-    let permit = Permit::reserve(&snapshot.virtual_key(lease.virtual_key)?.scopes, at, need).ok()?;
+    let permit = Permit::reserve(Arc::clone(&snapshot.virtual_key(lease.virtual_key)?.scopes), at, need).ok()?;
     let own = lease.provider_key.and_then(|id| snapshot.provider_key(id)).filter(|key| !key.scope.is_unlimited());
-    let own = own.and_then(|key| Permit::reserve(std::slice::from_ref(&key.scope), at, need).ok());
+    let own = own.and_then(|key| Permit::reserve(Arc::clone(&key.scopes), at, need).ok());
     Some(LeaseHold { permit, own })
 }
 

@@ -22,6 +22,8 @@ use crate::id::ScopeId;
 #[derive(Debug)]
 #[must_use = "dropping a permit ends its request's place in flight"]
 pub struct Permit {
+    /// Counted once, not each by itself: the counts are written by every thread.
+    scopes: Arc<[Arc<Scope>]>,
     holds: Vec<Hold>,
     /// What it holds of the amounts, those of one scope after the other.
     held: Vec<Held>,
@@ -32,7 +34,8 @@ pub struct Permit {
 /// One scope's part of a permit.
 #[derive(Debug)]
 struct Hold {
-    scope: Arc<Scope>,
+    /// Which of the permit's scopes.
+    at: usize,
     taken: Taken,
 }
 
@@ -42,21 +45,23 @@ impl Permit {
     /// # Errors
     /// [`Refused`] when a limit has no room for it. Of several, the one that waiting does not help against, else the one
     /// to wait longest for: who retries when told to should not be refused again by the next.
-    pub fn reserve(scopes: &[Arc<Scope>], at: Moment, need: Consumption) -> Result<Self, Box<Refused>> {
+    pub fn reserve(scopes: impl Into<Arc<[Arc<Scope>]>>, at: Moment, need: Consumption) -> Result<Self, Box<Refused>> {
+        let scopes = scopes.into();
         let holds = Vec::with_capacity(scopes.len());
         // Dropped on the way, it gives back what the scopes before gave.
-        let mut permit = Self { holds, held: Vec::new(), reserved: need, end: Settlement::Refund };
-        for scope in scopes {
+        let mut permit =
+            Self { scopes: Arc::clone(&scopes), holds, held: Vec::new(), reserved: need, end: Settlement::Refund };
+        for (index, scope) in scopes.iter().enumerate() {
             // Nobody asks how many requests a user has open who is held to nothing.
             if scope.is_unlimited() && matches!(scope.id(), ScopeId::Plan(_) | ScopeId::Team(_) | ScopeId::User(_)) {
                 continue;
             }
             match scope.reserve(at, &need, &mut permit.held) {
-                Ok(taken) => permit.holds.push(Hold { scope: Arc::clone(scope), taken }),
+                Ok(taken) => permit.holds.push(Hold { at: index, taken }),
                 Err(met) => {
                     // Before the others are asked, so that they tell what is free without this request.
                     drop(permit);
-                    let longest = refusal(scopes, at, &need);
+                    let longest = refusal(&scopes, at, &need);
                     return Err(Box::new(longest.unwrap_or_else(|| scope.refused(met, at, &need))));
                 }
             }
@@ -84,7 +89,8 @@ impl Permit {
     /// which a request that gets no more does at once.
     pub fn grow(&mut self, at: Moment, more: Consumption) -> Result<(), Box<Refused>> {
         let mut rest = &mut *self.held;
-        for Hold { scope, taken } in &mut self.holds {
+        for Hold { at: index, taken } in &mut self.holds {
+            let scope = &self.scopes[*index];
             let (held, others) = rest.split_at_mut(taken.amounts);
             scope.grow(taken, held, at, &more).map_err(|met| Box::new(scope.refused(met, at, &more)))?;
             rest = others;
@@ -113,7 +119,8 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut rest = &*self.held;
-        for Hold { scope, taken } in &self.holds {
+        for Hold { at: index, taken } in &self.holds {
+            let scope = &self.scopes[*index];
             let (held, others) = rest.split_at(taken.amounts);
             scope.settle(taken, held, self.end);
             rest = others;

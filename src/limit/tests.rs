@@ -179,9 +179,9 @@ fn a_new_limit_keeps_what_is_used() {
 fn scopes_admit_together_or_not_at_all() {
     let (own, team) = (user("own", &limits(Some(10), None, None)), user("team", &limits(Some(2), None, Some(9))));
     let both = [own.clone(), team.clone()];
-    let _first = Permit::reserve(&both, AT, tokens(5)).unwrap();
-    let second = Permit::reserve(&both, AT, tokens(5)).unwrap();
-    let refused = Permit::reserve(&both, AT, tokens(5)).unwrap_err();
+    let _first = Permit::reserve(&both[..], AT, tokens(5)).unwrap();
+    let second = Permit::reserve(&both[..], AT, tokens(5)).unwrap();
+    let refused = Permit::reserve(&both[..], AT, tokens(5)).unwrap_err();
     assert_eq!((&refused.scope, refused.limit, own.in_flight(), team.in_flight()), (team.id(), Kind::Rpm, 2, 2));
     assert_eq!(own.remaining(NOW).remaining_rpm, Some(8));
     second.refund();
@@ -424,7 +424,7 @@ fn a_request_grows_while_there_is_room() {
     let team = user("team", &Policy { budgets: vec![budget(50, Per::Day)], ..Policy::default() });
     let both = [own.clone(), team.clone()];
     let need = Consumption { nano_usd: 20, ..tokens(100) };
-    let mut permit = Permit::reserve(&both, AT, need).unwrap();
+    let mut permit = Permit::reserve(&both[..], AT, need).unwrap();
     permit.grow(AT, need).unwrap();
     assert_eq!(permit.reserved(), need.plus(&need));
     let refused = permit.grow(AT, need).unwrap_err();

@@ -62,7 +62,7 @@ pub(super) fn price(
 /// Reserves the estimate on every limit of the caller, or nothing.
 pub(super) fn admit(caller: &Caller, estimate: Consumption, at: Moment) -> Result<Option<Permit>, Error> {
     let Some(key) = caller.key() else { return Ok(None) };
-    Ok(Some(Permit::reserve(&key.scopes, at, estimate)?))
+    Ok(Some(Permit::reserve(Arc::clone(&key.scopes), at, estimate)?))
 }
 
 /// Room in the ledger for the request's entry: kept for it where the caller must not be served unrecorded.

@@ -52,7 +52,7 @@ impl Attempt {
         let health = &key.stats.health;
         let permit = match key.scope.is_unlimited() {
             true => None,
-            false => Some(Permit::reserve(std::slice::from_ref(&key.scope), at, need).map_err(Passed::Limited)?),
+            false => Some(Permit::reserve(Arc::clone(&key.scopes), at, need).map_err(Passed::Limited)?),
         };
         let Some(probe) = health.enter(at.now) else {
             if let Some(permit) = permit {

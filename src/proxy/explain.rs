@@ -334,7 +334,7 @@ mod tests {
         };
         let key = store.update_virtual_key(record, 1).await.unwrap();
         let at = Moment::of(&clock);
-        let full = [(); 2].map(|()| Permit::reserve(&key.scopes, at, Consumption::default()).unwrap());
+        let full = [(); 2].map(|()| Permit::reserve(Arc::clone(&key.scopes), at, Consumption::default()).unwrap());
         let got = explain(&store, &registry, &clock, &Question { key, ..question });
         let (status, refusal) = got.refusal.unwrap();
         assert_eq!((status.as_u16(), refusal.kind.code()), (403, "permission_denied"), "the first is what is told");

@@ -24,7 +24,7 @@ pub fn lease(store: &Store, wish: &LeaseWish) -> Result<Leased, Refusal> {
 fn given(store: &Store, wish: &LeaseWish) -> Result<Leased, Error> {
     permit(wish)?;
     let caller = Caller::Known(Arc::clone(&wish.key), wish.key.record.digest);
-    let permit = Permit::reserve(&wish.key.scopes, wish.at, wish.need)?;
+    let permit = Permit::reserve(Arc::clone(&wish.key.scopes), wish.at, wish.need)?;
     let seed = RequestId::new(wish.at.wall_ms).random_bits();
     let upstream = Arc::clone(&wish.upstream);
     let mut choice = Choice::new(upstream, &caller, wish.model.as_deref(), (wish.need, wish.at.wall_ms), seed);

@@ -46,6 +46,8 @@ pub struct ProviderKeyState {
     pub secret: Arc<ArcSwapOption<Secret>>,
     /// Its own rates, amounts and open requests; the same object before and after a change of the record.
     pub scope: Arc<Scope>,
+    /// The same, as a permit takes it.
+    pub scopes: Arc<[Arc<Scope>]>,
     /// What it went through; the same object before and after a change of the record.
     pub stats: Arc<ProviderKeyStats>,
     /// What its last rotation replaced; the same object before and after other changes of the record.
@@ -73,7 +75,7 @@ struct Glance {
 
 impl fmt::Debug for ProviderKeyState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { record, secret, scope, stats, replaced, environment, models: _, glance: _ } = self;
+        let Self { record, secret, scope, scopes: _, stats, replaced, environment, models: _, glance: _ } = self;
         f.debug_struct("ProviderKeyState")
             .field("record", record)
             .field("resolved", &secret.load().is_some())
@@ -161,7 +163,8 @@ impl ProviderKeyState {
             is_limited: record.policy.limits_anything(),
             pays_for_all: models.is_empty(),
         };
-        Self { record, secret, scope, stats, replaced: None, environment, models, glance }
+        let scopes = Arc::from([Arc::clone(&scope)]);
+        Self { record, secret, scope, scopes, stats, replaced: None, environment, models, glance }
     }
 
     /// A stored key; `secrets` are what its envelopes held, `before` is what it takes the place of.

@@ -81,7 +81,7 @@ fn fail_with(store: &Store, kind: Option<ErrorKind>) {
 
 fn use_up(key: &KeyState, clock: &Clock, tokens: u64) {
     let used = Consumption::tokens(tokens, 0);
-    Permit::reserve(&key.scopes, Moment::of(clock), used).unwrap().settle(clock.now(), used);
+    Permit::reserve(Arc::clone(&key.scopes), Moment::of(clock), used).unwrap().settle(clock.now(), used);
 }
 
 fn provider_key(n: u64, origin: Origin) -> ProviderKey {
