@@ -67,19 +67,22 @@ impl Terms {
 }
 
 /// What is used of one amount. Outlives changes of its limit.
+///
+/// What requests change comes first, and lies in one line of the processor's cache.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Amount {
+    now: Sums,
+    /// How many thresholds have been told.
+    told: usize,
+    /// Of the window of now, what is in the ledger.
+    recorded: u64,
+    /// Requests that arrived before this wall time hold no reservation here: what they cost counts when it is recorded.
+    since_ms: u64,
     /// Like that of no other amount that its scope ever had.
     pub(super) id: u32,
     pub(super) terms: Terms,
-    /// Requests that arrived before this wall time hold no reservation here: what they cost counts when it is recorded.
-    since_ms: u64,
-    now: Sums,
     before: Sums,
-    /// Of the window of now, what is in the ledger.
-    recorded: u64,
-    /// How many thresholds have been told.
-    told: usize,
 }
 
 /// All that one scope is held to.

@@ -21,9 +21,11 @@ use super::watch::Watch;
 use super::{Moment, RateHeaders, SavedRates};
 
 /// What one scope may use and has used. Lives in the snapshot behind an `Arc`; nothing here waits.
+///
+/// What requests change comes first, close together.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Scope {
-    id: ScopeId,
     /// Whatever of a scope a request changes, it changes under this lock, once at its beginning and once at its end; a
     /// lock for each limit would send a cache line to and fro between threads for each.
     amounts: Mutex<Amounts>,
@@ -33,6 +35,7 @@ pub struct Scope {
     reserved: Gauge,
     rpm: Cell,
     tpm: Cell,
+    id: ScopeId,
     in_force: ArcSwap<InForce>,
     watch: Watch,
 }
