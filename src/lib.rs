@@ -22,7 +22,7 @@
 //! | layer | modules | what it knows |
 //! |---|---|---|
 //! | words | [`audit`], [`clock`], [`event`], [`id`], [`metrics`], [`secret`], [`unit`](mod@unit) | time, names, figures |
-//! | domain | [`access`], [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pool`], [`pricing`], [`route`], [`scan`], [`tokens`] | one thing each, no I/O |
+//! | domain | [`access`], [`activity`], [`virtual_key`], [`provider_key`], [`entry`], [`limit`], [`plan`], [`pool`], [`pricing`], [`route`], [`scan`], [`tokens`] | one thing each, no I/O |
 //! | wire formats | [`tally`], [`provider`] | what providers send and want |
 //! | resources | [`storage`], [`net`] | the disk, sockets |
 //! | shared words | [`explain`], [`lease`] | what operators ask of the request path |
@@ -45,6 +45,7 @@ pub mod secret;
 pub mod unit;
 
 pub mod access;
+pub mod activity;
 pub mod entry;
 pub mod limit;
 pub mod live;

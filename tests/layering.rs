@@ -23,6 +23,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("scan", 10),
     ("tokens", 10),
     ("access", 11),
+    ("activity", 11),
     ("limit", 11),
     ("span", 11),
     ("owner", 11),

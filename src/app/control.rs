@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::activity::Activity;
 use crate::app::keeper::Keeper;
 use crate::app::otlp::Exporter;
 use crate::app::reload::Reloader;
@@ -38,6 +39,7 @@ pub(super) struct Service<'a> {
     pub(super) alerts: Alerts,
     pub(super) secrets: HashMap<String, Secret>,
     pub(super) keeper: Keeper,
+    pub(super) activity: Arc<Activity>,
     pub(super) reloader: Arc<Reloader>,
     pub(super) exporter: Option<Exporter>,
 }
@@ -52,8 +54,8 @@ pub(super) struct Control {
 impl Control {
     /// Binds the admin socket, forgets the keys of commands that were killed, fetches references, and starts serving.
     pub(super) fn start(service: Service<'_>) -> Result<Self, StartError> {
-        let Service { api, admin_socket, admin, telemetry, store, alerts, secrets, keeper, reloader, mut exporter } =
-            service;
+        let Service { api, admin_socket, admin, telemetry, store, alerts, secrets, .. } = service;
+        let Service { keeper, activity, reloader, mut exporter, .. } = service;
         let watched = store.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let references = store.references(secrets);
@@ -71,7 +73,7 @@ impl Control {
         let watch = drain.watch();
         let thread = std::thread::Builder::new().name("sidekey-control".to_owned()).spawn(move || {
             let clock = Clock::system();
-            let keeping = async { tokio::join!(keeper.work(), expiry::watch(&watched, &clock)) };
+            let keeping = async { tokio::join!(keeper.work(), expiry::watch(&watched, &clock), look(&activity)) };
             let served = runtime.block_on(async {
                 let exporting = async {
                     match &mut exporter {
@@ -100,6 +102,14 @@ impl Control {
         self.drain.signal();
         // A panic is in the log already, by the hook.
         let _ = self.thread.join();
+    }
+}
+
+/// Looks at the end of each step. Does not end.
+async fn look(activity: &Activity) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(activity.due_ms())).await;
+        activity.look();
     }
 }
 

@@ -26,6 +26,7 @@ use std::thread::JoinHandle;
 
 use axum::Router;
 
+use crate::activity::Activity;
 use crate::app::reload::{InForce, Reloader};
 use crate::clock::Clock;
 use crate::config::{Environment, Loaded};
@@ -124,6 +125,7 @@ impl Running {
             spans,
         };
         let shared = Arc::new(Shared::new(&parts, &metrics)?);
+        let activity = Arc::new(Activity::new(shared.counts(), clock.clone()));
         let (ca, roots) = ca::start(loaded, &store, &registry.get(), &clock)?;
         let loops = Arc::new(Loops::default());
         let mut checks = vec![store_check(&store)];
@@ -142,7 +144,7 @@ impl Running {
             Arc::clone(&leases),
             &metrics,
         );
-        let (keys, report) = (Live::new(loaded.config.keys.clone()), Live::default());
+        let (keys, report, settings) = (Live::new(loaded.config.keys.clone()), Live::default(), Live::default());
         let env = |name: &str| environment.get(name).map(str::to_owned);
         let alerts = Alerts::new(&loaded.config.alerts, &env, &dialer, store.events(), &clock, &metrics);
         let alerts = alerts.map_err(StartError::Alerts)?;
@@ -155,11 +157,13 @@ impl Running {
                 config_file: loaded.places.config_file.clone(),
                 listening: Some(listening.clone()),
                 config: report.clone(),
+                settings: settings.clone(),
             },
             readiness: readiness.clone(),
             roots: Some(roots),
             tester,
             leases: Some(leases),
+            activity: Some(Arc::clone(&activity)),
             alerts: alerts.clone(),
             explainer: explainer(&store, &registry, &clock),
             console: Console::default(),
@@ -180,7 +184,8 @@ impl Running {
         };
         let port = Port::new(Proxy::new(parts, &shared, Arc::clone(&drain)), front);
         let ending = Live::new(reload::ending(&loaded.config));
-        let in_force = InForce { registry, keys, kept, ending: ending.clone(), port: Arc::clone(&port), report };
+        let in_force =
+            InForce { registry, keys, kept, ending: ending.clone(), port: Arc::clone(&port), report, settings };
         let reloader = Arc::new(Reloader::new(loaded, environment, &store, &clock, &metrics, in_force));
         let control = control::Control::start(control::Service {
             api: api.clone(),
@@ -191,6 +196,7 @@ impl Running {
             alerts,
             secrets: environment.secrets(),
             keeper,
+            activity,
             reloader: Arc::clone(&reloader),
             exporter,
         })?;

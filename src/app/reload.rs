@@ -20,7 +20,7 @@ use crate::app::log;
 use crate::app::worker::Ending;
 use crate::clock::{Clock, rfc3339};
 use crate::config::{Config, Environment, Fault, Loaded};
-use crate::control::ConfigReport;
+use crate::control::{ConfigReport, Setting};
 use crate::event::{Kind, Severity};
 use crate::ingress::{FrontParts, Port};
 use crate::live::Live;
@@ -45,6 +45,7 @@ pub(super) struct InForce {
     pub(super) ending: Live<Ending>,
     pub(super) port: Arc<Port>,
     pub(super) report: Live<ConfigReport>,
+    pub(super) settings: Live<Vec<Setting>>,
 }
 
 /// Reloads.
@@ -119,6 +120,7 @@ impl Reloader {
             loaded: rfc3339(clock.wall_ms()),
             ..ConfigReport::default()
         });
+        in_force.settings.set(loaded.settings(loaded));
         let hosts = in_force.registry.get().host_names().into_iter().collect();
         let state = State { started: loaded.clone(), hosts, loaded: loaded.clone(), in_force };
         Self {
@@ -218,6 +220,7 @@ impl Reloader {
         if state.loaded.config != loaded.config {
             state.in_force.put(&loaded.config, registry);
         }
+        state.in_force.settings.set(loaded.settings(&state.started));
         state.loaded = loaded;
         self.families.successful.set(1);
         self.families.since.set(seconds(&self.clock));

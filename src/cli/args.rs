@@ -845,7 +845,7 @@ pub struct LedgerArgs {
 pub enum ConfigCommand {
     /// Reads the configuration and reports every fault
     Check,
-    /// Prints the configuration in force
+    /// Prints every setting in force, and who said it
     Show,
     /// Says where a value comes from, and what it won over
     Explain {

@@ -160,7 +160,7 @@ fn run(words: &[OsString], environment: Environment, hooks: Hooks) -> Result<Exi
 fn dispatch(session: Session, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Completion { .. } | Command::Man => {}
-        Command::Config(command) => settings::run(&session, &command)?,
+        Command::Config(command) => block_on(settings::run(&session, &command))?,
         Command::Demo { once } => demo::run(session.loaded, once, session.out)?,
         Command::Doctor { command } => return block_on(doctor::run(&session, &command)),
         Command::Env(args) => block_on(environment::run(&session, &args))?,

@@ -6,20 +6,22 @@ use serde_json::{Value, json};
 
 use crate::cli::Session;
 use crate::cli::args::{ConfigCommand, Format};
+use crate::cli::client::AdminClient;
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::out;
+use crate::cli::out::{self, Column};
 use crate::config::{KEYS, Origin, nearest, schema};
+use crate::control::ConfigView;
 
 /// Runs one. A faulty configuration has failed before this, with every fault.
 ///
 /// # Errors
 /// When there is no such key, or the output cannot be written.
-pub fn run(session: &Session, command: &ConfigCommand) -> Result<(), Failure> {
+pub async fn run(session: &Session, command: &ConfigCommand) -> Result<(), Failure> {
     match command {
         ConfigCommand::Check => check(session),
         ConfigCommand::Explain { key } => explain(session, key),
         ConfigCommand::Schema => Ok(session.out.json(&schema())?),
-        ConfigCommand::Show => show(session),
+        ConfigCommand::Show => show(session).await,
     }
 }
 
@@ -38,17 +40,41 @@ fn check(session: &Session) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show(session: &Session) -> Result<(), Failure> {
-    let config = &session.loaded.config;
-    match session.out.format {
-        Format::Csv | Format::Table => {
-            let text = toml::to_string_pretty(config).map_err(anyhow::Error::from)?;
-            session.out.text(&text)?;
+/// What the daemon goes by, where one runs on the file that is asked about; else what it would.
+async fn show(session: &Session) -> Result<(), Failure> {
+    let (loaded, here) = (&session.loaded, &session.loaded.places.config_file);
+    let mut view = json!(ConfigView::unused(here.clone(), loaded.settings(loaded)));
+    if !loaded.has_flags()
+        && let Some(daemon) = AdminClient::of_daemon(&loaded.admin_socket()).await
+    {
+        let told = daemon.get("/api/config").await?.body;
+        if told["file"] == view["file"] {
+            view = told;
+        } else {
+            out::say(&format!(
+                "the daemon goes by {}; this is {}",
+                told["file"].as_str().unwrap_or("?"),
+                here.display()
+            ));
         }
-        Format::Json | Format::Jsonl => session.out.json(config)?,
     }
+    if session.out.format == Format::Table
+        && let Some(error) = view["error"].as_str()
+    {
+        out::say(&format!("not in force: {error}"));
+    }
+    let items = view["settings"].as_array().cloned().unwrap_or_default();
+    session.out.many(&view, &items, COLUMNS)?;
     Ok(())
 }
+
+const COLUMNS: &[Column<'_>] = &[
+    ("KEY", "/key"),
+    ("VALUE", "/value"),
+    ("SAID BY", "/origin"),
+    ("WHERE", "/where"),
+    ("NEEDS RESTART", "/needs_restart"),
+];
 
 fn explain(session: &Session, key: &str) -> Result<(), Failure> {
     let said = session.loaded.explain(key);

@@ -96,9 +96,11 @@ fn state(session: &Session, store: &Store, registry: Registry) -> ControlState {
         registry,
         roots: None,
         leases: None,
+        activity: None,
         facts: Facts {
             started_ms: clock.wall_ms(),
             config_file: session.loaded.places.config_file.clone(),
+            settings: Live::new(session.loaded.settings(&session.loaded)),
             ..Facts::default()
         },
         clock,

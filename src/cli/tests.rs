@@ -166,6 +166,7 @@ fn commands_speak_to_a_daemon() {
     let api = crate::control::router(crate::control::ControlState {
         roots: None,
         leases: None,
+        activity: None,
         store: store.clone(),
         registry,
         clock,

@@ -430,7 +430,12 @@ fn targets() -> Value {
 
 /// The default as JSON.
 fn default_of(key: &Key) -> Option<Value> {
-    let table: toml::Table = toml::from_str(&format!("v = {}", key.default)).ok()?;
+    value_of(key.default)
+}
+
+/// A value in TOML as JSON; `None` when it is none.
+pub(super) fn value_of(toml: &str) -> Option<Value> {
+    let table: toml::Table = toml::from_str(&format!("v = {toml}")).ok()?;
     serde_json::to_value(table.get("v")?).ok()
 }
 

@@ -76,6 +76,12 @@ impl Loaded {
         differing.map(|key| (key.clone(), restart(&key))).collect()
     }
 
+    /// True when flags say something.
+    #[must_use]
+    pub fn has_flags(&self) -> bool {
+        !self.flags.is_empty()
+    }
+
     /// The Unix socket of the admin API.
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {

@@ -9,6 +9,7 @@ mod inputs;
 mod keys;
 mod load;
 mod places;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

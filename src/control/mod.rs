@@ -18,11 +18,13 @@
 //! | `problem`, `view`, `policy`, `named` | what the lists have in common |
 //! | the others | one list of the API each |
 
+mod activity;
 pub mod alerts;
 mod audit;
 mod audited;
 mod ca;
 pub mod caller;
+mod config;
 mod door;
 mod explain;
 mod failures;
@@ -57,6 +59,7 @@ use std::sync::Arc;
 use axum::Router;
 use http::{HeaderMap, StatusCode, header};
 
+use crate::activity::Activity;
 use crate::clock::Clock;
 use crate::control::alerts::Alerts;
 use crate::control::caller::Caller;
@@ -71,6 +74,7 @@ use crate::storage::{Store, StoreError};
 use crate::virtual_key::KeysSection;
 
 pub use self::ca::{Roots, generations};
+pub use self::config::{ConfigView, SaidBy, Setting};
 pub use self::leases::Leases;
 pub use self::provider_keys::{TestResult, Verdict, apply};
 pub use self::routes::{Least, listed};
@@ -111,6 +115,8 @@ pub struct ControlState {
     pub explainer: Explainer,
     /// The real keys that are out; `None` when no daemon runs.
     pub leases: Option<Arc<Leases>>,
+    /// What requests came to; `None` when no daemon runs.
+    pub activity: Option<Arc<Activity>>,
     /// The console: its pages, and who may log in to it.
     pub console: Console,
 }

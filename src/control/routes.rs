@@ -15,8 +15,8 @@ use http::{Method, StatusCode};
 use crate::access::Role;
 use crate::control::problem::Problem;
 use crate::control::{
-    ControlState, alerts, audit, ca, explain, keys, leases, named, owners, pages, plans, pools, prices, provider_keys,
-    session, status, tokens, usage,
+    ControlState, activity, alerts, audit, ca, config, explain, keys, leases, named, owners, pages, plans, pools,
+    prices, provider_keys, session, status, tokens, usage,
 };
 use crate::id::ScopeId;
 use crate::plan::Plan;
@@ -233,12 +233,14 @@ pub(super) fn table() -> Table {
         .post("/api/usage", OPERATOR_OWN, usage::repriced)
         .get("/api/usage/groups/{id}", READER_OWN, usage::of_group)
         .get("/api/ledger", READER_OWN, usage::ledger)
+        .get("/api/activity", READER, activity::show)
         .get("/api/alerts", READER, alerts::list)
         .post("/api/alerts/test", OPERATOR, alerts::test)
         .get("/api/audit", READER, audit::list)
         .get("/api/audit/verify", READER, audit::verify)
         .get("/api/ca", READER, ca::show)
         .post("/api/ca/rotate", ADMIN, ca::rotate)
+        .get("/api/config", READER, config::show)
         .get("/api/explain", READER, explain::explain)
         .get("/api/status", READER, status::status)
         .post("/api/backup", ADMIN, status::backup)

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
-use crate::control::ControlState;
 use crate::control::problem::{Problem, Tell, parse};
 use crate::control::view::ProviderView;
+use crate::control::{ControlState, Setting};
 use crate::live::Live;
 use crate::provider_key::Status;
 
@@ -31,6 +31,8 @@ pub struct Facts {
     pub listening: Option<Listening>,
     /// What became of reading the configuration.
     pub config: Live<ConfigReport>,
+    /// Every setting.
+    pub settings: Live<Vec<Setting>>,
 }
 
 /// What became of reading the configuration.

@@ -84,6 +84,7 @@ impl Api {
             alerts: Alerts::default(),
             explainer: Arc::new(explained),
             leases: None,
+            activity: None,
         })
         .own();
         Self { router, store, clock, verdict, _directory: directory }

@@ -1,9 +1,12 @@
 //! What the request path counts. Handles are looked up once per provider, so a request only adds to atomics.
 
+use prometheus::core::Collector;
+use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{
     Counter, CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
 };
 
+use crate::activity::{Buckets, Counts};
 use crate::entry::{Entry, Outcome};
 use crate::id::KeySource;
 use crate::metrics::Metrics;
@@ -27,6 +30,8 @@ pub(super) struct Families {
     sources: IntCounterVec,
     /// Responses being relayed.
     pub(super) in_flight: IntGauge,
+    /// Refused before anybody knew for whom: no account was opened. A figure of [`Families::counts`] alone.
+    pub(super) strangers: IntCounter,
 }
 
 /// The handles of one provider.
@@ -96,6 +101,7 @@ impl Families {
             ),
             sources: counter("sidekey_key_source_total", "Requests by the tier that paid.", &["provider", "source"]),
             in_flight: metrics.register(in_flight),
+            strangers: IntCounter::new("strangers", "not exposed").expect("a valid counter"),
         };
         for reason in Rejection::ALL {
             families.rejections.with_label_values(&[reason.as_str()]);
@@ -124,6 +130,38 @@ impl Families {
     /// Counts a virtual key that was not accepted.
     pub(super) fn rejected(&self, reason: Rejection) {
         self.rejections.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// All providers together, up to now.
+    pub(super) fn counts(&self) -> Counts {
+        let mut counts = Counts {
+            refused: self.strangers.get(),
+            in_flight: u64::try_from(self.in_flight.get()).unwrap_or(0),
+            ..Counts::default()
+        };
+        for (outcome, requests) in labelled(&self.requests.collect(), "outcome") {
+            let sum = match outcome.as_str() {
+                "ok" => &mut counts.ok,
+                "refused" => &mut counts.refused,
+                _ => &mut counts.failed,
+            };
+            *sum += requests;
+        }
+        for (kind, tokens) in labelled(&self.tokens.collect(), "type") {
+            let sum = match kind.as_str() {
+                "input" => &mut counts.input,
+                "cache_read" => &mut counts.cached_input,
+                "output" => &mut counts.output,
+                // Parts of these.
+                _ => continue,
+            };
+            *sum += tokens;
+        }
+        let costs = self.cost.collect();
+        let cost: f64 = metrics_of(&costs).map(|metric| metric.get_counter().get_value()).sum();
+        counts.cost_nano_usd = whole(cost * 1e9);
+        counts.first_byte = buckets(&self.first_byte.collect());
+        counts
     }
 
     /// Counts a refusal.
@@ -167,6 +205,41 @@ impl ProviderMetrics {
             self.overhead.observe(entry.overhead_ns as f64 / 1e9);
         }
     }
+}
+
+fn metrics_of(families: &[MetricFamily]) -> impl Iterator<Item = &Metric> {
+    families.iter().flat_map(MetricFamily::get_metric)
+}
+
+/// Counters by the value of one of their labels.
+fn labelled<'a>(families: &'a [MetricFamily], label: &'a str) -> impl Iterator<Item = (String, u64)> + 'a {
+    metrics_of(families).filter_map(move |metric| {
+        let label = metric.get_label().iter().find(|pair| pair.name() == label)?;
+        Some((label.value().to_owned(), whole(metric.get_counter().get_value())))
+    })
+}
+
+fn buckets(families: &[MetricFamily]) -> Buckets {
+    let mut sum = Buckets::default();
+    for metric in metrics_of(families) {
+        let histogram = metric.get_histogram();
+        let buckets = histogram.get_bucket().iter();
+        sum.add_cumulative(
+            buckets.map(|bucket| (bucket.upper_bound(), bucket.cumulative_count())),
+            histogram.get_sample_count(),
+        );
+    }
+    sum
+}
+
+/// A counter's value as the whole number it is.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a counter is not negative, and far below 2^64"
+)]
+fn whole(value: f64) -> u64 {
+    value.round() as u64
 }
 
 /// Doubling from 10 ms to 82 s, as the GenAI conventions of OpenTelemetry have them.

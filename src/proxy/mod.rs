@@ -174,6 +174,13 @@ impl Shared {
         Ok(Self { books: Arc::new(books), counting })
     }
 
+    /// Reads what was counted up to now.
+    #[must_use]
+    pub fn counts(&self) -> crate::activity::Reader {
+        let families = self.books.families.clone();
+        Box::new(move || families.counts())
+    }
+
     /// From now on a request that is dropped was cut by us and did not lose its client.
     pub fn cut(&self) {
         self.books.cut();
@@ -332,6 +339,8 @@ impl Proxy {
         if let Some(open) = trail.account.open() {
             source = open.entry.key_source;
             rates = open.key.as_ref().map(|key| key.remaining(self.parts.clock.now())).unwrap_or_default();
+        } else {
+            self.books.families.strangers.inc();
         }
         let outcome = if error.is_upstreams() { Outcome::UpstreamError } else { Outcome::Refused };
         trail.account.refuse(response.status().as_u16(), refusal.kind.code(), outcome);

@@ -8,6 +8,7 @@
     reason = "allow-*-in-tests does not reach helper functions, and the fences are the program's, not its tests'"
 )]
 
+mod activity;
 mod admin;
 mod alerts;
 mod audit;
@@ -15,6 +16,7 @@ mod budget;
 mod canary;
 mod clients;
 mod commands;
+mod config;
 mod connect;
 mod docs;
 mod doctor;
