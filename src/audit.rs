@@ -13,6 +13,7 @@ use serde_json::Value;
 
 /// Who acts, as far as is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Actor {
     /// `uid:1000` for who holds the socket or the store, `token:<id>`, `stranger` without one, or `sidekey` itself.
     pub actor: String,
@@ -39,6 +40,7 @@ impl Actor {
 
 /// How it went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "AuditOutcome"))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It began, and how it ends is in a record of its own.

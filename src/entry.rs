@@ -13,6 +13,7 @@ use crate::unit::{ServiceTier, TokensSource, Usage, usd};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Cut by our own shutdown.
@@ -110,6 +111,7 @@ pub struct Entry {
 
 /// The JSON of an entry, as `sidekey ledger -o jsonl` prints it; field names are fixed.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Entry"))]
 #[expect(missing_docs, reason = "named like the fields of Entry")]
 pub struct EntryView {
     pub id: RequestId,

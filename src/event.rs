@@ -133,6 +133,7 @@ impl Serialize for Kind {
 
 /// How much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Good to know.
@@ -145,11 +146,13 @@ pub enum Severity {
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Alert"))]
 pub struct Event {
     /// Tells it from others; sorts by time.
     pub id: RequestId,
     /// When, RFC 3339 in JSON; wall time, milliseconds.
     #[serde(serialize_with = "as_rfc3339")]
+    #[cfg_attr(test, schemars(with = "String", extend("format" = "date-time")))]
     pub time: u64,
     /// What kind.
     pub kind: Kind,

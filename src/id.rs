@@ -249,6 +249,7 @@ impl fmt::Display for ScopeId {
 
 /// Which tier paid for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum KeySource {
     /// The caller's own key.

@@ -25,6 +25,7 @@ use crate::provider_key::{Health, Look, ModelTag};
 
 /// Who goes first among equals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum PoolPolicy {
     /// The lowest share of its limits used.

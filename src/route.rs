@@ -24,6 +24,7 @@ const MAX_NAME: usize = 256;
 
 /// Where a request may go.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "RouteTarget"))]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// A provider, by id or alias.
@@ -41,8 +42,9 @@ pub struct Target {
 
 /// One route as it is written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Route"))]
 #[serde(deny_unknown_fields)]
-struct Written {
+pub(crate) struct Written {
     targets: Vec<Target>,
 }
 

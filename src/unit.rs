@@ -53,12 +53,13 @@ pub struct Usage {
     pub audio_input_ms: Option<u64>,
 }
 
-/// How many of the fields are in every JSON.
-const ALWAYS: usize = 6;
 /// Up to here the figures are tokens.
 const TOKENS: usize = 13;
 
 impl Usage {
+    /// How many of the fields are in every JSON.
+    pub const ALWAYS: usize = 6;
+
     /// The names of the fields, in their order.
     pub const NAMES: [&str; 16] = [
         "input",
@@ -159,7 +160,7 @@ impl Serialize for Usage {
         if serializer.is_human_readable() {
             let mut map = serializer.serialize_map(None)?;
             for (n, (name, figure)) in Self::NAMES.iter().zip(figures).enumerate() {
-                if n < ALWAYS || figure.is_some() {
+                if n < Self::ALWAYS || figure.is_some() {
                     map.serialize_entry(name, &figure)?;
                 }
             }
@@ -222,6 +223,7 @@ impl<'de> Visitor<'de> for UsageVisitor {
 
 /// The class of service a call was given, where it is not the provider's standard one and has a price of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceTier {
     /// Answered within a day, at about half the price.
@@ -249,6 +251,7 @@ impl ServiceTier {
 
 /// Where the figures of a [`Usage`] come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TokensSource {
     /// The provider said so.

@@ -132,6 +132,7 @@ pub enum Status {
 
 /// How usage of a stream is learned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum StreamUsage {
     /// Change nothing; estimate when the provider does not say.
@@ -143,6 +144,7 @@ pub enum StreamUsage {
 
 /// Whether the next tier pays when the caller's own keys cannot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Fallback {
     /// The first tier alone pays, or nobody.

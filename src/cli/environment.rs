@@ -24,7 +24,7 @@ pub async fn run(session: &Session, args: &EnvArgs) -> Result<(), Failure> {
     let key = if args.key_stdin { Some(secret_input::from_stdin()?) } else { None };
     let daemon = AdminClient::of_daemon(&session.loaded.admin_socket()).await;
     let (proxy, providers) = match &daemon {
-        Some(daemon) => (proxy_of(daemon).await?, daemon.get("/api/providers").await?.body),
+        Some(daemon) => (proxy_of(daemon).await?, daemon.get("/api/providers?limit=1000").await?.body),
         None => (session.loaded.config.listen.proxy, configured(session)?),
     };
     let mut targets = Targets::of(proxy, &args.provider, &providers)?;

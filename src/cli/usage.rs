@@ -148,7 +148,7 @@ pub(super) async fn provider(
 ) -> Result<(), Failure> {
     match command {
         ProviderCommand::List => {
-            let found = client.get("/api/providers").await?.body;
+            let found = client.get("/api/providers?limit=1000").await?.body;
             let items = found["providers"].as_array().cloned().unwrap_or_default();
             Ok(session.out.many(&found, &items, PROVIDER_COLUMNS)?)
         }

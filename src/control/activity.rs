@@ -18,6 +18,7 @@ use crate::unit::usd;
 const DEFAULT_MINUTES: u32 = 60;
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ActivityQuery {
     minutes: Option<u32>,
@@ -25,6 +26,7 @@ pub(super) struct ActivityQuery {
 
 /// Steps of time, each right after the other; the last is still open.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Activity"))]
 pub(super) struct ActivityView {
     /// The start of the first step, RFC 3339.
     from: String,
@@ -40,6 +42,7 @@ pub(super) struct ActivityView {
 
 /// One step.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ActivityPoint"))]
 pub(super) struct PointView {
     /// Its start, RFC 3339.
     time: String,
@@ -59,6 +62,7 @@ pub(super) struct PointView {
 
 /// Tokens, as providers report them or as they were estimated.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ActivityTokens"))]
 pub(super) struct TokensView {
     /// Those read from a cache included.
     input: u64,
@@ -68,6 +72,7 @@ pub(super) struct TokensView {
 
 /// From the request's head to the answer's head, milliseconds; null when no request was sent on.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Percentiles"))]
 pub(super) struct PercentilesView {
     p50: Option<f64>,
     p95: Option<f64>,
@@ -75,6 +80,7 @@ pub(super) struct PercentilesView {
 
 /// What is so at the time of the answer.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ActivityNow"))]
 pub(super) struct NowView {
     /// Responses being relayed.
     streams_in_flight: u64,

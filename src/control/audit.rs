@@ -6,23 +6,24 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::clock::parse_rfc3339;
 use crate::control::problem::{Asked, Problem};
 use crate::control::{ControlState, DEFAULT_PAGE, MAX_PAGE};
-use crate::storage::{AuditFilter, AuditVerdict};
+use crate::storage::{AuditFilter, AuditRecord, AuditVerdict};
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
-enum Order {
+pub(super) enum Order {
     #[default]
     Newest,
     Oldest,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct AuditQuery {
     actor: Option<String>,
@@ -34,10 +35,18 @@ pub(super) struct AuditQuery {
     cursor: Option<u64>,
 }
 
+/// One page of the audit log.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct AuditList {
+    records: Vec<AuditRecord>,
+    next_cursor: Option<u64>,
+}
+
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<AuditQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<AuditList>, Problem> {
     let since = query.since.as_deref().map(parse_rfc3339).transpose();
     let filter = AuditFilter {
         actor: query.actor,
@@ -49,10 +58,11 @@ pub(super) async fn list(
         limit: query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE),
     };
     let page = state.store.audit().records(filter).await?;
-    Ok(Json(json!({"records": page.records, "next_cursor": page.next})))
+    Ok(Json(AuditList { records: page.records, next_cursor: page.next }))
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct VerifyQuery {
     head: Option<String>,

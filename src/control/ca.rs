@@ -9,7 +9,7 @@ use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use rustls::pki_types::CertificateDer;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::clock::rfc3339;
 use crate::control::ControlState;
@@ -25,6 +25,36 @@ pub struct Roots {
     /// Where their files are.
     pub dir: PathBuf,
     roots: Vec<Root>,
+}
+
+/// What is told of the roots.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct CaView {
+    /// True when the store has them; false when they end with the process.
+    kept: bool,
+    /// The roots alone.
+    root_file: PathBuf,
+    /// The system's roots and these.
+    bundle_file: PathBuf,
+    /// True when there is a newer one that a restart brings into use.
+    restart_needed: bool,
+    roots: Vec<RootView>,
+}
+
+/// A root that clients are to trust.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "CaRoot"))]
+pub(super) struct RootView {
+    id: String,
+    fingerprint: String,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
+    created: String,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
+    expires: String,
+    /// The names it may vouch for.
+    names: Vec<String>,
+    pem: String,
 }
 
 /// The public part of a generation.
@@ -70,25 +100,23 @@ impl Roots {
         self.dir.join("bundle.pem")
     }
 
-    fn to_json(&self, in_store: &[String]) -> Value {
-        let root = |root: &Root| {
-            json!({
-                "id": root.id,
-                "fingerprint": root.fingerprint,
-                "created": rfc3339(root.created_ms),
-                "expires": rfc3339(root.expires_ms),
-                "names": root.names,
-                "pem": pem(&root.certificate),
-            })
+    fn view(&self, in_store: &[String]) -> CaView {
+        let root = |root: &Root| RootView {
+            id: root.id.clone(),
+            fingerprint: root.fingerprint.clone(),
+            created: rfc3339(root.created_ms),
+            expires: rfc3339(root.expires_ms),
+            names: root.names.clone(),
+            pem: pem(&root.certificate),
         };
         let known = |id: &String| self.roots.iter().any(|root| root.id == *id);
-        json!({
-            "kept": self.kept,
-            "root_file": self.root_file(),
-            "bundle_file": self.bundle_file(),
-            "restart_needed": self.kept && !in_store.iter().all(known),
-            "roots": self.roots.iter().map(root).collect::<Vec<_>>(),
-        })
+        CaView {
+            kept: self.kept,
+            root_file: self.root_file(),
+            bundle_file: self.bundle_file(),
+            restart_needed: self.kept && !in_store.iter().all(known),
+            roots: self.roots.iter().map(root).collect(),
+        }
     }
 }
 
@@ -102,21 +130,30 @@ pub fn generations(store: &Store) -> Vec<Generation> {
     generations
 }
 
-fn shown(state: &ControlState) -> Value {
+fn shown(state: &ControlState) -> CaView {
     let in_store = generations(&state.store);
     let ids: Vec<String> = in_store.iter().map(|generation| generation.id.clone()).collect();
     match &state.roots {
-        Some(roots) => roots.to_json(&ids),
-        None => Roots::new(&in_store, true, state.store.dir().join("ca")).to_json(&ids),
+        Some(roots) => roots.view(&ids),
+        None => Roots::new(&in_store, true, state.store.dir().join("ca")).view(&ids),
     }
 }
 
-pub(super) async fn show(State(state): State<Arc<ControlState>>) -> Json<Value> {
+pub(super) async fn show(State(state): State<Arc<ControlState>>) -> Json<CaView> {
     Json(shown(&state))
 }
 
+/// The new root.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct CaRotated {
+    id: String,
+    fingerprint: String,
+    restart_needed: bool,
+}
+
 /// A new root in place of all others. Whoever trusts only those has to be told, so nothing changes before a restart.
-pub(super) async fn rotate(State(state): State<Arc<ControlState>>) -> Result<Json<Value>, Problem> {
+pub(super) async fn rotate(State(state): State<Arc<ControlState>>) -> Result<Json<CaRotated>, Problem> {
     if state.roots.as_ref().is_some_and(|roots| !roots.kept) {
         return Err(Problem::new(StatusCode::CONFLICT, "ephemeral", "this CA is made anew at each start")
             .fix("restart sidekey"));
@@ -127,7 +164,8 @@ pub(super) async fn rotate(State(state): State<Arc<ControlState>>) -> Result<Jso
     for generation in old {
         state.store.delete_named::<CaRecord>(&generation.id, None).await?;
     }
-    Ok(Json(json!({"id": made.id, "fingerprint": made.fingerprint(), "restart_needed": state.roots.is_some()})))
+    let fingerprint = made.fingerprint();
+    Ok(Json(CaRotated { id: made.id, fingerprint, restart_needed: state.roots.is_some() }))
 }
 
 impl From<CaError> for Problem {

@@ -14,6 +14,7 @@ use crate::control::{ConfigReport, ControlState};
 
 /// One setting. What is secret in a value is `***`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Setting {
     /// Its dotted name.
     pub key: String,
@@ -35,6 +36,7 @@ pub struct Setting {
 
 /// Who said a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SaidBy {
     /// Nobody: it is built in.
@@ -49,6 +51,7 @@ pub enum SaidBy {
 
 /// The configuration as it is.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Config"))]
 pub struct ConfigView {
     /// The file, whether it is there or not.
     pub file: PathBuf,

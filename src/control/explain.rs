@@ -22,6 +22,7 @@ use crate::storage::KeyState;
 use crate::unit::usd;
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ExplainQuery {
     key: String,
@@ -34,6 +35,7 @@ pub(super) struct ExplainQuery {
 
 /// The answer.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Explanation"))]
 pub(super) struct ExplainView {
     /// `admitted` or `refused`.
     would_be: &'static str,
@@ -57,7 +59,8 @@ pub(super) struct ExplainView {
 }
 
 #[derive(Debug, Serialize)]
-struct RefusalView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Refusal"))]
+pub(super) struct RefusalView {
     /// In the client's dialect.
     status: u16,
     code: &'static str,
@@ -67,7 +70,8 @@ struct RefusalView {
 }
 
 #[derive(Debug, Serialize)]
-struct KeyPart {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ExplainedKey"))]
+pub(super) struct KeyPart {
     id: KeyId,
     name: String,
     status: &'static str,
@@ -80,7 +84,8 @@ struct KeyPart {
 
 /// A list that narrows something; an empty one is everything.
 #[derive(Debug, Serialize)]
-struct ListView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ExplainedList"))]
+pub(super) struct ListView {
     /// `provider`, `endpoint` or `model`.
     of: &'static str,
     /// Whose list: `key`, `plan`, `user` or `team`.
@@ -91,7 +96,8 @@ struct ListView {
 }
 
 #[derive(Debug, Serialize)]
-struct RouteView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ExplainedRoute"))]
+pub(super) struct RouteView {
     /// The model's name or glob that it is for.
     model: String,
     /// `plan` or `config`.
@@ -101,7 +107,8 @@ struct RouteView {
 }
 
 #[derive(Debug, Serialize)]
-struct TargetView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ExplainedTarget"))]
+pub(super) struct TargetView {
     provider: String,
     /// The model's name there; null is the one that was asked for.
     model: Option<String>,
@@ -114,7 +121,8 @@ struct TargetView {
 }
 
 #[derive(Debug, Serialize)]
-struct PayingView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PayingKey"))]
+pub(super) struct PayingView {
     id: KeyId,
     name: String,
     masked: String,
@@ -126,7 +134,8 @@ struct PayingView {
 
 /// What the request is thought to consume.
 #[derive(Debug, Serialize)]
-struct EstimateView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Estimate"))]
+pub(super) struct EstimateView {
     input: u64,
     output: u64,
     /// Dollars, a decimal string; null when the model has no price.
@@ -135,7 +144,8 @@ struct EstimateView {
 
 /// A limit, and what it would say to the request.
 #[derive(Debug, Serialize)]
-struct WouldView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ExplainedLimit"))]
+pub(super) struct WouldView {
     #[serde(flatten)]
     limit: LimitView,
     needed: Figure,

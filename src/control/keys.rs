@@ -11,8 +11,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::clock::parse_rfc3339;
 use crate::control::caller::{Caller, not_yours};
@@ -38,6 +37,7 @@ const DAY_MS: u64 = 86_400_000;
 /// What is said of a key, at its making and at a change: an absent field keeps its value or gets the default, null
 /// takes the value away.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "KeyWish"))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Wish {
     name: Option<String>,
@@ -74,22 +74,70 @@ pub(super) struct Wish {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ListQuery {
     user: Option<String>,
     team: Option<String>,
     plan: Option<String>,
     name: Option<String>,
+    /// What the name has in it, in capitals or not.
+    q: Option<String>,
+    status: Option<Shown>,
     limit: Option<usize>,
     cursor: Option<KeyId>,
+}
+
+/// How a virtual key stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "KeyStatus"))]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Shown {
+    /// May be used.
+    Active,
+    /// Switched off by hand, until switched on.
+    Disabled,
+    /// Its time is over.
+    Expired,
+    /// Taken back for good.
+    Revoked,
+}
+
+impl Shown {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Disabled => "disabled",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// One page of virtual keys, the oldest first.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct KeyList {
+    keys: Vec<KeyView>,
+    next_cursor: Option<KeyId>,
+}
+
+/// A virtual key with its secret, which is shown this once.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct KeyMade<'a> {
+    key: &'a str,
+    key_data: KeyView,
 }
 
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     caller: Caller,
     Asked(query): Asked<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<KeyList>, Problem> {
     let snapshot = state.store.snapshot();
+    let at = Moment::of(&state.clock);
+    let part = query.q.as_ref().map(|part| part.to_lowercase());
     let wanted = |key: &&Arc<KeyState>| {
         let matches =
             |said: &Option<String>, value: Option<&str>| said.as_deref().is_none_or(|said| Some(said) == value);
@@ -98,13 +146,13 @@ pub(super) async fn list(
             && matches(&query.team, key.record.team.as_deref())
             && matches(&query.plan, key.record.plan.as_deref())
             && matches(&query.name, Some(&key.record.name))
+            && part.as_deref().is_none_or(|part| key.record.name.to_lowercase().contains(part))
+            && query.status.is_none_or(|status| status.as_str() == key.record.status_word(at.wall_ms))
     };
     let mut keys: Vec<&Arc<KeyState>> = snapshot.virtual_keys().filter(wanted).collect();
     keys.sort_by_key(|key| (key.record.created_ms, key.record.id));
     let Page { items, next } = page(keys, |key| key.record.id, query.cursor, query.limit)?;
-    let at = Moment::of(&state.clock);
-    let views: Vec<KeyView> = items.iter().map(|key| KeyView::new(key, at)).collect();
-    Ok(Json(json!({"keys": views, "next_cursor": next})))
+    Ok(Json(KeyList { keys: items.iter().map(|key| KeyView::new(key, at)).collect(), next_cursor: next }))
 }
 
 pub(super) async fn create(
@@ -163,7 +211,7 @@ pub(super) async fn create(
         own::check(&record, &least, now + default_days * DAY_MS)?;
     }
     let made = state.store.create_virtual_key(record).await?;
-    let body = json!({"key": key.expose(), "key_data": KeyView::new(&made, at)});
+    let body = KeyMade { key: key.expose(), key_data: KeyView::new(&made, at) };
     let location = format!("/api/keys/{id}");
     Ok((StatusCode::CREATED, [(header::LOCATION, location), (header::ETAG, etag(made.record.version))], Json(body))
         .into_response())
@@ -219,8 +267,9 @@ pub(super) async fn delete(
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "KeyRotation"))]
 #[serde(default, deny_unknown_fields)]
-struct Rotation {
+pub(super) struct Rotation {
     grace: Option<String>,
 }
 
@@ -248,7 +297,7 @@ pub(super) async fn rotate(
     record.previous = (until_ms > now).then_some(Previous { digest: record.digest, until_ms });
     record.digest = state.store.snapshot().digest_key().digest(key.expose());
     let made = state.store.update_virtual_key(record, expected).await?;
-    let body = json!({"key": key.expose(), "key_data": KeyView::new(&made, at)});
+    let body = KeyMade { key: key.expose(), key_data: KeyView::new(&made, at) };
     Ok(([(header::ETAG, etag(made.record.version))], Json(body)).into_response())
 }
 
@@ -302,9 +351,21 @@ fn revoked() -> Problem {
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PresentedKey"))]
 #[serde(deny_unknown_fields)]
-struct Presented {
+pub(super) struct Presented {
     key: String,
+}
+
+/// Whether a key would be accepted now.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Validated {
+    valid: bool,
+    /// Why it would not.
+    reason: Option<&'static str>,
+    /// The key, when it would.
+    key_data: Option<KeyView>,
 }
 
 /// Whether a key would be accepted now. The holder of the operator's socket is told the true reason, which a stranger
@@ -313,7 +374,7 @@ pub(super) async fn validate(
     State(state): State<Arc<ControlState>>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Validated>, Problem> {
     let presented: Presented = parse(&headers, &body, Tell::Names)?;
     let key = crate::secret::Secret::new(presented.key);
     let snapshot = state.store.snapshot();
@@ -332,7 +393,7 @@ pub(super) async fn validate(
             }
         }
     };
-    Ok(Json(json!({"valid": reason.is_none(), "reason": reason, "key_data": data})))
+    Ok(Json(Validated { valid: reason.is_none(), reason, key_data: data }))
 }
 
 /// The key of this id; that of somebody else is none.

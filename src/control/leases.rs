@@ -17,8 +17,7 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, StatusCode, header};
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::clock::{Clock, rfc3339};
@@ -27,7 +26,7 @@ use crate::control::problem::{Problem, Tell, parse};
 use crate::control::{ControlState, Lessor};
 use crate::entry::{Entry, Outcome};
 use crate::event::{Kind, Severity};
-use crate::id::{KeyId, RequestId, is_name};
+use crate::id::{KeyId, KeySource, RequestId, is_name};
 use crate::lease::{LeaseHold, LeaseWish};
 use crate::limit::{Consumption, Moment, Permit};
 use crate::policy::Otherwise;
@@ -198,8 +197,9 @@ fn authenticate(
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "LeaseWish"))]
 #[serde(default, deny_unknown_fields)]
-struct Wish {
+pub(super) struct Wish {
     provider: Option<String>,
     model: Option<String>,
     ttl: Option<String>,
@@ -207,12 +207,43 @@ struct Wish {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
-struct Reservation {
+pub(super) struct Reservation {
     input_tokens: u64,
     output_tokens: u64,
     /// Dollars, a decimal string.
     usd: Option<String>,
+}
+
+/// A real key that is out for a while.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Lease<'a> {
+    lease: KeyId,
+    /// The real key, which is shown this once.
+    key: &'a str,
+    provider: &'a str,
+    /// Null for a key of the environment.
+    provider_key_id: Option<KeyId>,
+    key_source: KeySource,
+    base_url: String,
+    model: Option<&'a str>,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
+    granted: String,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
+    expires: String,
+    reserved: Reserved,
+}
+
+/// What is held for a lease.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Reserved {
+    input_tokens: u64,
+    output_tokens: u64,
+    /// Dollars, a decimal string.
+    usd: String,
 }
 
 pub(super) async fn grant(
@@ -263,18 +294,18 @@ pub(super) async fn grant(
     let until = rfc3339(record.until_ms);
     let message = format!("{} was given out until {until}, to the virtual key {:?}", shown(&record), key.record.name);
     state.store.events().emit(Kind::LeaseGranted, Severity::Warning, format!("key {}", key.record.id), message);
-    let body = json!({
-        "lease": id,
-        "key": leased.secret.expose(),
-        "provider": record.provider,
-        "provider_key_id": record.provider_key,
-        "key_source": record.key_source,
-        "base_url": super::view::base_url(&asked.upstream),
-        "model": record.model,
-        "granted": rfc3339(record.granted_ms),
-        "expires": until,
-        "reserved": {"input_tokens": left.input, "output_tokens": left.output, "usd": usd(left.nano_usd)},
-    });
+    let body = Lease {
+        lease: id,
+        key: leased.secret.expose(),
+        provider: &record.provider,
+        provider_key_id: record.provider_key,
+        key_source: record.key_source,
+        base_url: super::view::base_url(&asked.upstream),
+        model: record.model.as_deref(),
+        granted: rfc3339(record.granted_ms),
+        expires: until,
+        reserved: Reserved { input_tokens: left.input, output_tokens: left.output, usd: usd(left.nano_usd) },
+    };
     // Nothing on the way may keep it.
     Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response())
 }
@@ -374,8 +405,9 @@ fn refused(refusal: Refusal) -> Problem {
 
 /// What was used of a lease.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "LeaseReport"))]
 #[serde(deny_unknown_fields)]
-struct Report {
+pub(super) struct Report {
     lease: KeyId,
     /// Of the reporter's: the same one twice is one.
     report: String,
@@ -394,6 +426,27 @@ struct Report {
 
 fn ok() -> u16 {
     200
+}
+
+/// What became of a report.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Reported<'a> {
+    /// False when it had come before.
+    recorded: bool,
+    lease: KeyId,
+    report: &'a str,
+    #[serde(flatten)]
+    entry: Option<ReportedEntry>,
+}
+
+/// The entry that a report became.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct ReportedEntry {
+    request_id: RequestId,
+    /// Dollars, a decimal string; null when there is no price.
+    cost_usd: Option<String>,
 }
 
 /// What an entry of a lease says beside the lease.
@@ -430,7 +483,8 @@ pub(super) async fn report(
     let (lease, version) = open_lease(&state, &report, &key, &pool)?;
     let mark = mark(&report.report);
     if lease.reported.contains(&mark) {
-        return Ok(Json(json!({"recorded": false, "lease": lease.id, "report": report.report})).into_response());
+        let known = Reported { recorded: false, lease: lease.id, report: &report.report, entry: None };
+        return Ok(Json(known).into_response());
     }
     if lease.ended {
         let detail = "its last report has come already";
@@ -463,8 +517,8 @@ pub(super) async fn report(
     let unrecorded = |text: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", text);
     let commit = place.record_sync(entry).map_err(|error| unrecorded(error.to_string()))?;
     commit.await?;
-    let body =
-        json!({"recorded": true, "lease": lease.id, "report": report.report, "request_id": entry_id, "cost_usd": cost});
+    let entry = Some(ReportedEntry { request_id: entry_id, cost_usd: cost });
+    let body = Reported { recorded: true, lease: lease.id, report: &report.report, entry };
     Ok((StatusCode::CREATED, Json(body)).into_response())
 }
 

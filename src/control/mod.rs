@@ -16,6 +16,7 @@
 //! | `audit`, `audited` | the audit log: questions to it, and what gets into it |
 //! | `tokens`, `session`, `pages` | admin tokens, the console's login, its pages |
 //! | `problem`, `view`, `policy`, `named` | what the lists have in common |
+//! | `openapi` | the document of all this, and that it is true |
 //! | the others | one list of the API each |
 
 mod activity;
@@ -33,6 +34,8 @@ pub mod health;
 mod keys;
 mod leases;
 mod named;
+#[cfg(test)]
+mod openapi;
 mod own;
 mod owners;
 pub mod pages;

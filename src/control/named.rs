@@ -14,6 +14,7 @@ use crate::storage::Named;
 
 /// Which of them a list has.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ListQuery {
     pub(super) limit: Option<usize>,

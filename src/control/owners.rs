@@ -12,7 +12,6 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::control::caller::Caller;
 use crate::control::named::ListQuery;
@@ -32,8 +31,9 @@ type Make = fn(Arc<str>) -> ScopeId;
 
 /// What is said of a user or a team: an absent field keeps its value, null takes it away.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "HolderWish"))]
 #[serde(default, deny_unknown_fields)]
-struct Wish {
+pub(super) struct Wish {
     #[serde(deserialize_with = "said")]
     models: Option<Option<Vec<String>>>,
     #[serde(deserialize_with = "said")]
@@ -42,7 +42,8 @@ struct Wish {
 
 /// A user or a team, and how it stands. Version 0 is one without a policy.
 #[derive(Debug, Serialize)]
-struct OwnerView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Holder"))]
+pub(super) struct OwnerView {
     id: String,
     models: Vec<String>,
     /// What all of its keys may use together.
@@ -62,9 +63,25 @@ impl OwnerView {
     }
 }
 
+/// One page of users, by id.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct UserList {
+    users: Vec<OwnerView>,
+    next_cursor: Option<String>,
+}
+
+/// One page of teams, by id.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct TeamList {
+    teams: Vec<OwnerView>,
+    next_cursor: Option<String>,
+}
+
 /// Adds the routes of users, or of teams: `at` is `/api/` and the name of the list.
 pub(super) fn routes(table: Table, at: &'static str, make: Make, read: Least, write: Least) -> Table {
-    let list = move |state, caller, query| std::future::ready(list(at, make, state, &caller, query));
+    let list = move |state, caller, query| std::future::ready(list(make, state, &caller, query));
     let show = move |state, caller, Path(id): Path<String>| std::future::ready(show(&make(id.into()), state, &caller));
     let set = move |state, Path(id): Path<String>, headers, body| set(make(id.into()), state, headers, body);
     let delete = move |state, Path(id): Path<String>, headers| delete(make(id.into()), state, headers);
@@ -73,18 +90,20 @@ pub(super) fn routes(table: Table, at: &'static str, make: Make, read: Least, wr
 }
 
 fn list(
-    at: &'static str,
     make: Make,
     State(state): State<Arc<ControlState>>,
     caller: &Caller,
     Asked(query): Asked<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let snapshot = state.store.snapshot();
     let known = known(&snapshot, make).into_iter().filter(|scope| sees(caller, scope)).collect();
-    let Page { items, next } = page(known, bare, query.cursor, query.limit)?;
+    let Page { items, next: next_cursor } = page(known, bare, query.cursor, query.limit)?;
     let (keys, now) = (keys_by_scope(&snapshot), Moment::of(&state.clock));
-    let views: Vec<OwnerView> = items.iter().map(|scope| OwnerView::new(&snapshot, &keys, scope, now)).collect();
-    Ok(Json(json!({at.trim_start_matches("/api/"): views, "next_cursor": next})))
+    let views = items.iter().map(|scope| OwnerView::new(&snapshot, &keys, scope, now)).collect();
+    Ok(match make("".into()) {
+        ScopeId::Team(_) => Json(TeamList { teams: views, next_cursor }).into_response(),
+        _ => Json(UserList { users: views, next_cursor }).into_response(),
+    })
 }
 
 fn show(scope: &ScopeId, State(state): State<Arc<ControlState>>, caller: &Caller) -> Result<Response, Problem> {

@@ -1,4 +1,4 @@
-//! `/` and `/ui/…`: pages, served to anyone from bytes in the program.
+//! `/`, `/ui/…` and `/openapi.json`: pages, and the document of the API, served to anyone from bytes in the program.
 //!
 //! Owns their headers; leaves which pages there are to the [`Pages`] it is given.
 
@@ -48,6 +48,12 @@ pub(super) async fn asset(
     Path(path): Path<String>,
 ) -> Result<Response, Problem> {
     page(&state, &path)
+}
+
+/// The document of the API. That it is what the code says is seen to in tests.
+pub(super) async fn openapi() -> Response {
+    const DOCUMENT: &[u8] = include_bytes!("openapi.json");
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT).into_response()
 }
 
 fn page(state: &ControlState, path: &str) -> Result<Response, Problem> {

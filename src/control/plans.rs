@@ -11,7 +11,6 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::control::named::{self, ListQuery};
 use crate::control::policy::{PolicyWish, With, globs, said};
@@ -28,6 +27,7 @@ use crate::storage::Snapshot;
 
 /// What is said of a plan, at its making and at a change: an absent field keeps its value, null takes it away.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PlanWish"))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Wish {
     name: Option<String>,
@@ -43,7 +43,8 @@ pub(super) struct Wish {
 
 /// A plan, and how it stands.
 #[derive(Debug, Serialize)]
-struct PlanView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Plan"))]
+pub(super) struct PlanView {
     name: String,
     models: Vec<String>,
     /// What names of models mean to its keys.
@@ -67,17 +68,24 @@ impl PlanView {
     }
 }
 
+/// One page of plans, by name.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct PlanList {
+    plans: Vec<PlanView>,
+    next_cursor: Option<String>,
+}
+
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<PlanList>, Problem> {
     let snapshot = state.store.snapshot();
     let plans: Vec<(Arc<Plan>, u64)> = snapshot.all_named::<Plan>().collect();
     let Page { items, next } = page(plans, |(plan, _)| plan.name.clone(), query.cursor, query.limit)?;
     let (keys, at) = (keys_by_scope(&snapshot), Moment::of(&state.clock));
     let view = |(plan, version): &(Arc<Plan>, u64)| PlanView::new(&snapshot, &keys, plan, *version, at);
-    let views: Vec<PlanView> = items.iter().map(view).collect();
-    Ok(Json(json!({"plans": views, "next_cursor": next})))
+    Ok(Json(PlanList { plans: items.iter().map(view).collect(), next_cursor: next }))
 }
 
 pub(super) async fn create(

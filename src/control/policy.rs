@@ -50,6 +50,7 @@ pub(super) fn allowed(said: &Option<Option<Vec<String>>>) -> Option<&[String]> {
 
 /// What is said of a policy: an absent field keeps its value, null takes it away.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct PolicyWish {
     #[serde(deserialize_with = "said")]
@@ -69,8 +70,9 @@ pub(super) struct PolicyWish {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "LimitsWish"))]
 #[serde(default, deny_unknown_fields)]
-struct WishedLimits {
+pub(super) struct WishedLimits {
     #[serde(deserialize_with = "said")]
     rpm: Option<Option<u64>>,
     #[serde(deserialize_with = "said")]
@@ -160,6 +162,7 @@ fn read<T: DeserializeOwned, E: serde::de::Error>(fields: Map<String, Value>) ->
 
 /// A limit as it stands.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "LimitState"))]
 #[expect(missing_docs, reason = "named like the fields of Report")]
 pub struct LimitView {
     /// Whose: `key`, `plan`, `team`, `user` or `provider_key`.
@@ -185,6 +188,7 @@ pub struct LimitView {
 
 /// A number of requests or tokens, or dollars as a decimal string.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
 #[expect(missing_docs, reason = "named by what they are")]
 pub enum Figure {

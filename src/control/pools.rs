@@ -10,7 +10,6 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::clock::Nanos;
 use crate::control::named::{self, ListQuery};
@@ -25,8 +24,9 @@ const KEYS_MAX: usize = 1_000;
 
 /// What is said of a pool, at its making and at a change: an absent field keeps its value.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PoolWish"))]
 #[serde(default, deny_unknown_fields)]
-struct Wish {
+pub(super) struct Wish {
     name: Option<String>,
     keys: Option<Vec<KeyId>>,
     policy: Option<PoolPolicy>,
@@ -35,7 +35,8 @@ struct Wish {
 
 /// A pool, and how its keys stand.
 #[derive(Debug, Serialize)]
-struct PoolView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Pool"))]
+pub(super) struct PoolView {
     name: String,
     policy: PoolPolicy,
     sticky: bool,
@@ -46,7 +47,8 @@ struct PoolView {
 }
 
 #[derive(Debug, Serialize)]
-struct Member {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PoolMember"))]
+pub(super) struct Member {
     id: KeyId,
     provider: String,
     name: String,
@@ -76,17 +78,24 @@ impl PoolView {
     }
 }
 
+/// One page of pools, by name.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct PoolList {
+    pools: Vec<PoolView>,
+    next_cursor: Option<String>,
+}
+
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<PoolList>, Problem> {
     let snapshot = state.store.snapshot();
     let pools: Vec<(Arc<Pool>, u64)> = snapshot.all_named::<Pool>().collect();
     let Page { items, next } = page(pools, |(pool, _)| pool.name.clone(), query.cursor, query.limit)?;
     let now = state.clock.now();
     let view = |(pool, version): &(Arc<Pool>, u64)| PoolView::new(&snapshot, pool, *version, now);
-    let views: Vec<PoolView> = items.iter().map(view).collect();
-    Ok(Json(json!({"pools": views, "next_cursor": next})))
+    Ok(Json(PoolList { pools: items.iter().map(view).collect(), next_cursor: next }))
 }
 
 pub(super) async fn create(

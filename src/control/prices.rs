@@ -11,17 +11,19 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use wildmatch::WildMatch;
 
 use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::{ControlState, Page, etag, expected_version, page};
-use crate::pricing::{ANY, Layer, Overlay, Price, PriceName, PriceRecord, PriceTable, Prices, Versioned};
+use crate::pricing::{
+    ANY, Layer, Overlay, Price, PriceName, PriceRecord, PriceTable, Prices, Resolved, Spelling, Tried, Versioned,
+};
 use crate::unit::{ServiceTier, Usage, usd};
 
 /// A price as it is said somewhere.
 #[derive(Debug, Serialize)]
-struct PriceView {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "FiledPrice"))]
+pub(super) struct PriceView {
     name: PriceName,
     layer: Layer,
     price_version: Arc<str>,
@@ -35,6 +37,7 @@ impl PriceView {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ListQuery {
     provider: Option<String>,
@@ -44,10 +47,20 @@ pub(super) struct ListQuery {
     cursor: Option<PriceName>,
 }
 
+/// One page of prices, by name.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct PriceList {
+    /// The version of the table that is in the program.
+    built_in: &'static str,
+    prices: Vec<PriceView>,
+    next_cursor: Option<PriceName>,
+}
+
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<PriceList>, Problem> {
     let provider = query.provider.map(|name| known_provider(&state, &name)).transpose()?;
     let model = query.model.as_deref().map(WildMatch::new);
     let wanted = |name: &PriceName, layer: Layer| {
@@ -58,8 +71,8 @@ pub(super) async fn list(
     let all = state.store.snapshot().prices().all().into_iter();
     let prices: Vec<(PriceName, (Layer, Versioned))> = all.filter(|(name, (layer, _))| wanted(name, *layer)).collect();
     let Page { items, next } = page(prices, |(name, _)| name.clone(), query.cursor, query.limit)?;
-    let views: Vec<PriceView> = items.into_iter().map(|(name, said)| PriceView::new(name, said)).collect();
-    Ok(Json(json!({"built_in": crate::pricing::built_in_version(), "prices": views, "next_cursor": next})))
+    let prices = items.into_iter().map(|(name, said)| PriceView::new(name, said)).collect();
+    Ok(Json(PriceList { built_in: crate::pricing::built_in_version(), prices, next_cursor: next }))
 }
 
 pub(super) async fn show(
@@ -116,9 +129,17 @@ pub(super) async fn delete(
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PriceImport"))]
 #[serde(deny_unknown_fields)]
-struct Import {
+pub(super) struct Import {
     prices: Prices,
+}
+
+/// How many prices were set.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Imported {
+    imported: usize,
 }
 
 /// Sets many. All of them are read before the first is written.
@@ -126,7 +147,7 @@ pub(super) async fn import(
     State(state): State<Arc<ControlState>>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Imported>, Problem> {
     let Import { prices } = parse(&headers, &body, Tell::All)?;
     // A list may have providers that are not here, or not yet.
     let own = |(name, price): (PriceName, Price)| (known_name(&state, &name.to_string()).unwrap_or(name), price);
@@ -136,10 +157,11 @@ pub(super) async fn import(
     let imported = prices.len();
     let records = prices.into_iter().map(|(name, price)| PriceRecord { name, price, set_ms });
     state.store.put_all_named(records.collect()).await?;
-    Ok(Json(json!({"imported": imported})))
+    Ok(Json(Imported { imported }))
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ExplainQuery {
     model: String,
@@ -151,10 +173,43 @@ pub(super) struct ExplainQuery {
 }
 
 /// Under which names a model's price is looked for, what is found, and what a call would cost.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct PriceExplanation {
+    provider: String,
+    model: String,
+    found: Option<FoundPrice>,
+    /// Dollars, a decimal string; null when nothing was said of the call, or there is no price.
+    cost_usd: Option<String>,
+    /// Names in the order in which they are looked for.
+    tried: Vec<Tried>,
+}
+
+/// The price that counts, and where it was found.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct FoundPrice {
+    name: PriceName,
+    layer: Layer,
+    price_version: Arc<str>,
+    spelling: Spelling,
+    /// Names that were the same as the next.
+    via: Vec<PriceName>,
+    price: Price,
+}
+
+impl From<&Resolved> for FoundPrice {
+    fn from(found: &Resolved) -> Self {
+        let Resolved { price, version, layer, name, spelling, said: _, via } = found.clone();
+        Self { name, layer, price_version: version, spelling, via, price }
+    }
+}
+
+/// Under which names a model's price is looked for, what is found, and what a call would cost.
 pub(super) async fn explain(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<ExplainQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<PriceExplanation>, Problem> {
     let (provider, model) = whose(&state, query.provider.as_deref(), &query.model)?;
     let snapshot = state.store.snapshot();
     let table: &PriceTable = snapshot.prices();
@@ -166,20 +221,9 @@ pub(super) async fn explain(
         ..Usage::default()
     };
     let cost = found.as_ref().filter(|_| !usage.is_empty()).and_then(|found| found.price.cost(&usage, query.tier));
-    Ok(Json(json!({
-        "provider": provider,
-        "model": model,
-        "found": found.as_ref().map(|found| json!({
-            "name": found.name,
-            "layer": found.layer,
-            "price_version": found.version,
-            "spelling": found.spelling,
-            "via": found.via,
-            "price": found.price,
-        })),
-        "cost_usd": cost.map(usd),
-        "tried": table.tried(&provider, &model),
-    })))
+    let tried = table.tried(&provider, &model);
+    let found = found.as_deref().map(FoundPrice::from);
+    Ok(Json(PriceExplanation { provider, model, found, cost_usd: cost.map(usd), tried }))
 }
 
 /// The provider and the model that were meant: named apart, as `provider/model`, or a model that only one provider has.

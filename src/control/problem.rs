@@ -13,6 +13,7 @@ use crate::id::is_name;
 
 /// Why a request of the admin API failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Problem {
     /// The HTTP status.
     pub status: u16,

@@ -13,7 +13,6 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::clock::{Clock, rfc3339};
 use crate::control::caller::{Caller, not_yours};
@@ -33,6 +32,7 @@ use crate::unit::duration;
 
 /// What a provider said to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It takes the key.
@@ -66,6 +66,7 @@ impl Verdict {
 
 /// How a test went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TestResult {
     /// What was learned.
     pub verdict: Verdict,
@@ -86,32 +87,48 @@ impl TestResult {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ListQuery {
     provider: Option<String>,
     owner: Option<Owner>,
     name: Option<String>,
+    /// What the name has in it, in capitals or not.
+    q: Option<String>,
+    status: Option<Status>,
     limit: Option<usize>,
     cursor: Option<KeyId>,
+}
+
+/// One page of provider keys: those of the store, the oldest first, then those of the environment.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct ProviderKeyList {
+    provider_keys: Vec<ProviderKeyView>,
+    next_cursor: Option<KeyId>,
 }
 
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     caller: Caller,
     Asked(query): Asked<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<ProviderKeyList>, Problem> {
     let snapshot = state.store.snapshot();
+    let now = state.clock.now();
+    let part = query.q.as_ref().map(|part| part.to_lowercase());
     let wanted = |key: &&Arc<ProviderKeyState>| {
         caller.sees_owner(&key.record.owner)
             && query.provider.as_ref().is_none_or(|provider| *provider == key.record.provider)
             && query.owner.as_ref().is_none_or(|owner| *owner == key.record.owner)
             && query.name.as_ref().is_none_or(|name| *name == key.record.name)
+            && part.as_deref().is_none_or(|part| key.record.name.to_lowercase().contains(part))
+            && query.status.is_none_or(|status| status == key.standing(now).status)
     };
     let mut keys: Vec<&Arc<ProviderKeyState>> = snapshot.all_provider_keys().filter(wanted).collect();
     keys.sort_by_key(|key| (key.environment, key.record.created_ms, key.record.id));
     let Page { items, next } = page(keys, |key| key.record.id, query.cursor, query.limit)?;
-    let views: Vec<ProviderKeyView> = items.iter().map(|key| ProviderKeyView::new(key, &state.clock)).collect();
-    Ok(Json(json!({"provider_keys": views, "next_cursor": next})))
+    let views = items.iter().map(|key| ProviderKeyView::new(key, &state.clock)).collect();
+    Ok(Json(ProviderKeyList { provider_keys: views, next_cursor: next }))
 }
 
 /// Where a secret comes from: itself, or a reference to it.
@@ -151,8 +168,9 @@ impl Source {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ProviderKeyAddition"))]
 #[serde(deny_unknown_fields)]
-struct Addition {
+pub(super) struct Addition {
     provider: String,
     name: String,
     #[serde(default)]
@@ -267,8 +285,9 @@ pub(super) async fn show(
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ProviderKeyWish"))]
 #[serde(default, deny_unknown_fields)]
-struct Change {
+pub(super) struct Change {
     name: Option<String>,
     owner: Option<Owner>,
     models: Option<Vec<String>>,
@@ -296,14 +315,26 @@ pub(super) async fn update(
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ProviderKeyRotation"))]
 #[serde(default, deny_unknown_fields)]
-struct Rotation {
+pub(super) struct Rotation {
     secret: Option<String>,
     reference: Option<String>,
     /// Asks the provider first; what is not good changes nothing.
     test: bool,
     /// For how long the former secret comes back should the provider refuse the new one.
     grace: Option<String>,
+}
+
+/// A provider key with its new secret.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "RotatedProviderKey"))]
+pub(super) struct RotatedView {
+    #[serde(flatten)]
+    key: ProviderKeyView,
+    /// How the test went, when one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    test: Option<TestResult>,
 }
 
 /// A new secret in place of the old one, which is remembered for a while. It is bound to the provider's present host:
@@ -358,8 +389,7 @@ pub(super) async fn rotate(
     if after.record.origin != Origin::Sealed && fetched.is_some() {
         after.secret.store(fetched);
     }
-    let mut view = json!(ProviderKeyView::new(&after, &state.clock));
-    view["test"] = json!(result);
+    let view = RotatedView { key: ProviderKeyView::new(&after, &state.clock), test: Some(result) };
     Ok(([(header::ETAG, etag(after.record.version))], Json(view)).into_response())
 }
 
@@ -488,17 +518,26 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// A test of a provider key, and the key after it.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct TestedKey {
+    test: TestResult,
+    key: ProviderKeyView,
+}
+
 /// Asks the provider, and writes down what it means: a refused key goes to `error`, an accepted one comes back from it.
 pub(super) async fn test(
     State(state): State<Arc<ControlState>>,
     caller: Caller,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<TestedKey>, Problem> {
     let id = find(&state, &caller, &id)?.record.id;
     let result = (state.tester)(id).await;
     let key = find(&state, &caller, &id.to_string())?;
     apply(&state.store, &key, &result, &state.clock);
-    Ok(Json(json!({"test": result, "key": ProviderKeyView::new(&key, &state.clock)})))
+    let key = ProviderKeyView::new(&key, &state.clock);
+    Ok(Json(TestedKey { test: result, key }))
 }
 
 /// Puts in force what a test of a key says. One switched off by hand stays off, and one whose money is gone is not

@@ -177,6 +177,7 @@ pub(super) fn table() -> Table {
     let table = Table::default()
         .get("/", ANYONE, pages::index)
         .get("/ui/{*path}", ANYONE, pages::asset)
+        .get("/openapi.json", ANYONE, pages::openapi)
         .get("/api/session", READER_OWN, session::show)
         .post("/api/session", ANYONE, session::begin)
         .delete("/api/session", READER_OWN, session::end)

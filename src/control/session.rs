@@ -11,8 +11,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::access::Role;
 use crate::clock::rfc3339;
@@ -83,7 +82,17 @@ impl fmt::Debug for Console {
 }
 
 /// A code, and the address that takes it.
-pub(super) async fn code(State(state): State<Arc<ControlState>>) -> Result<Json<Value>, Problem> {
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct LoginCode<'a> {
+    code: &'a str,
+    /// Opens the console logged in.
+    url: String,
+    expires_in_s: u64,
+}
+
+/// Makes a code.
+pub(super) async fn code(State(state): State<Arc<ControlState>>) -> Result<Response, Problem> {
     let listening = state.facts.listening.as_ref();
     let url = listening.and_then(Listening::admin_url).ok_or_else(|| {
         Problem::new(StatusCode::CONFLICT, "no_console", "the admin API has no TCP address")
@@ -94,13 +103,25 @@ pub(super) async fn code(State(state): State<Arc<ControlState>>) -> Result<Json<
     let text = generate("code", KeyId::random().map_err(random)?).map_err(random)?;
     let code = secret_part(text.expose());
     state.console.add(state.store.snapshot().digest_key().digest(code), state.clock.wall_ms());
-    Ok(Json(json!({"code": code, "url": format!("{url}/#code={code}"), "expires_in_s": CODE_MS / 1000})))
+    let made = LoginCode { code, url: format!("{url}/#code={code}"), expires_in_s: CODE_MS / 1000 };
+    Ok(Json(made).into_response())
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct Login {
+pub(super) struct Login {
     code: String,
+}
+
+/// What a login gives: a token, which is shown this once.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Session<'a> {
+    token: &'a str,
+    token_data: TokenView,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
+    expires: String,
 }
 
 /// Takes a code and gives a token.
@@ -128,16 +149,26 @@ pub(super) async fn begin(
     }
     let expires = now + SESSION_MS;
     let (text, token) = tokens::make(&state, NAME.to_owned(), Role::Admin, Some(expires), true).await?;
-    let body = json!({
-        "token": text.expose(),
-        "token_data": TokenView::new(&token, now),
-        "expires": rfc3339(expires),
-    });
+    let body = Session { token: text.expose(), token_data: TokenView::new(&token, now), expires: rfc3339(expires) };
     Ok((StatusCode::CREATED, [(header::LOCATION, "/api/session")], Json(body)).into_response())
 }
 
 /// Who asks.
-pub(super) async fn show(State(state): State<Arc<ControlState>>, caller: Caller) -> Json<Value> {
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct WhoAsks {
+    role: Option<Role>,
+    /// How they proved it.
+    #[cfg_attr(test, schemars(extend("enum" = ["nothing", "process", "socket", "token"])))]
+    by: &'static str,
+    /// True when an admin acts as the user in `role`.
+    acts_as_user: bool,
+    /// The token that was shown.
+    token_data: Option<TokenView>,
+}
+
+/// Who asks.
+pub(super) async fn show(State(state): State<Arc<ControlState>>, caller: Caller) -> Json<WhoAsks> {
     let token = match &caller.by {
         By::Token { id, .. } => state.store.snapshot().named::<crate::access::AccessToken>(&id.to_string()),
         By::Nothing | By::Process | By::Socket { .. } => None,
@@ -149,12 +180,8 @@ pub(super) async fn show(State(state): State<Arc<ControlState>>, caller: Caller)
         By::Socket { .. } => "socket",
         By::Token { .. } => "token",
     };
-    Json(json!({
-        "role": caller.role,
-        "by": by,
-        "acts_as_user": caller.acts_as_user,
-        "token_data": token.map(|(token, _)| TokenView::new(&token, now)),
-    }))
+    let token_data = token.map(|(token, _)| TokenView::new(&token, now));
+    Json(WhoAsks { role: caller.role, by, acts_as_user: caller.acts_as_user, token_data })
 }
 
 /// Logs out: the token of the session is accepted no longer.

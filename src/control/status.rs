@@ -11,14 +11,16 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
-use crate::control::problem::{Problem, Tell, parse};
+use crate::control::named::ListQuery;
+use crate::control::problem::{Asked, Problem, Tell, parse};
 use crate::control::view::ProviderView;
-use crate::control::{ControlState, Setting};
+use crate::control::{ControlState, Page, Setting, page};
 use crate::live::Live;
+use crate::provider::Upstream;
 use crate::provider_key::Status;
+use crate::storage::StoreHealth;
 
 /// What is told of the process.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +39,7 @@ pub struct Facts {
 
 /// What became of reading the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ConfigReport {
     /// Counts the times it was read and put in force, from 1 at the start.
     pub generation: u64,
@@ -50,6 +53,7 @@ pub struct ConfigReport {
 
 /// The addresses in fact bound: a port of 0 has become a real one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Listening {
     /// Reverse and connect.
     pub proxy: SocketAddr,
@@ -83,39 +87,114 @@ impl Listening {
     }
 }
 
-pub(super) async fn status(State(state): State<Arc<ControlState>>) -> Json<Value> {
-    let (snapshot, now, facts) = (state.store.snapshot(), state.clock.wall_ms(), &state.facts);
-    let active = snapshot.virtual_keys().filter(|key| key.record.status_word(now) == "active").count();
-    let mut provider_keys = json!({"total": snapshot.all_provider_keys().count()});
-    for status in Status::ALL {
-        let here = snapshot.all_provider_keys().filter(|key| key.standing(state.clock.now()).status == status);
-        provider_keys[status.as_str()] = json!(here.count());
-    }
-    let failures = if facts.listening.is_some() { state.readiness.failures() } else { Vec::new() };
-    Json(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "pid": std::process::id(),
-        "started": rfc3339(facts.started_ms),
-        "uptime_s": now.saturating_sub(facts.started_ms) / 1000,
-        "ready": facts.listening.is_some() && failures.is_empty(),
-        "failing": failures,
-        "draining": state.readiness.is_draining(),
-        "listen": facts.listening,
-        "data_dir": state.store.dir(),
-        "config_file": facts.config_file,
-        "config": *facts.config.get(),
-        "master_key": state.store.master_key_source().to_string(),
-        "store": state.store.health(),
-        "keys": {"total": snapshot.virtual_keys().len(), "active": active},
-        "provider_keys": provider_keys,
-    }))
+/// The installation as a whole.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Status"))]
+pub(super) struct StatusView {
+    version: &'static str,
+    pid: u32,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
+    started: String,
+    uptime_s: u64,
+    /// True when requests should come here.
+    ready: bool,
+    /// Why they should not.
+    failing: Vec<String>,
+    draining: bool,
+    /// Null when no daemon runs.
+    listen: Option<Listening>,
+    data_dir: PathBuf,
+    config_file: PathBuf,
+    config: ConfigReport,
+    /// Where the master key is from.
+    master_key: String,
+    store: StoreHealth,
+    keys: KeyCounts,
+    provider_keys: ProviderKeyCounts,
 }
 
-pub(super) async fn providers(State(state): State<Arc<ControlState>>) -> Json<Value> {
+/// Virtual keys.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct KeyCounts {
+    total: usize,
+    active: usize,
+}
+
+/// Provider keys, by status.
+#[derive(Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct ProviderKeyCounts {
+    total: usize,
+    active: usize,
+    cooling: usize,
+    disabled: usize,
+    error: usize,
+    exhausted: usize,
+}
+
+impl ProviderKeyCounts {
+    fn of(statuses: impl Iterator<Item = Status>) -> Self {
+        let mut counts = Self::default();
+        for status in statuses {
+            let count = match status {
+                Status::Active => &mut counts.active,
+                Status::Cooling => &mut counts.cooling,
+                Status::Disabled => &mut counts.disabled,
+                Status::Error => &mut counts.error,
+                Status::Exhausted => &mut counts.exhausted,
+            };
+            *count += 1;
+            counts.total += 1;
+        }
+        counts
+    }
+}
+
+pub(super) async fn status(State(state): State<Arc<ControlState>>) -> Json<StatusView> {
+    let (snapshot, now, facts) = (state.store.snapshot(), state.clock.wall_ms(), &state.facts);
+    let active = snapshot.virtual_keys().filter(|key| key.record.status_word(now) == "active").count();
+    let statuses = snapshot.all_provider_keys().map(|key| key.standing(state.clock.now()).status);
+    let provider_keys = ProviderKeyCounts::of(statuses);
+    let failures = if facts.listening.is_some() { state.readiness.failures() } else { Vec::new() };
+    Json(StatusView {
+        version: env!("CARGO_PKG_VERSION"),
+        pid: std::process::id(),
+        started: rfc3339(facts.started_ms),
+        uptime_s: now.saturating_sub(facts.started_ms) / 1000,
+        ready: facts.listening.is_some() && failures.is_empty(),
+        failing: failures,
+        draining: state.readiness.is_draining(),
+        listen: facts.listening.clone(),
+        data_dir: state.store.dir().to_path_buf(),
+        config_file: facts.config_file.clone(),
+        config: (*facts.config.get()).clone(),
+        master_key: state.store.master_key_source().to_string(),
+        store: state.store.health(),
+        keys: KeyCounts { total: snapshot.virtual_keys().len(), active },
+        provider_keys,
+    })
+}
+
+/// One page of providers: the built-in ones, and the operator's own.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct ProviderList {
+    providers: Vec<ProviderView>,
+    next_cursor: Option<String>,
+}
+
+pub(super) async fn providers(
+    State(state): State<Arc<ControlState>>,
+    Asked(query): Asked<ListQuery>,
+) -> Result<Json<ProviderList>, Problem> {
     let snapshot = state.store.snapshot();
-    let view = |upstream: &Arc<_>| ProviderView::new(upstream, snapshot.provider_keys(&upstream.id), state.clock.now());
-    let views: Vec<ProviderView> = state.registry.get().iter().map(view).collect();
-    Json(json!({"providers": views}))
+    let all = state.registry.get().iter().cloned().collect();
+    let Page { items, next } =
+        page(all, |upstream: &Arc<Upstream>| upstream.id.to_string(), query.cursor, query.limit)?;
+    let view =
+        |upstream: &Arc<Upstream>| ProviderView::new(upstream, snapshot.provider_keys(&upstream.id), state.clock.now());
+    Ok(Json(ProviderList { providers: items.iter().map(view).collect(), next_cursor: next }))
 }
 
 pub(super) async fn provider(
@@ -133,9 +212,19 @@ pub(super) async fn provider(
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct BackupWish {
+pub(super) struct BackupWish {
     path: PathBuf,
+}
+
+/// A backup that was written.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct BackupMade {
+    path: PathBuf,
+    /// Counts changes of the store.
+    generation: u64,
 }
 
 /// Writes a backup on this machine: the file is the operator's, as the socket is.
@@ -143,7 +232,7 @@ pub(super) async fn backup(
     State(state): State<Arc<ControlState>>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<BackupMade>, Problem> {
     let wish: BackupWish = parse(&headers, &body, Tell::All)?;
     if !wish.path.is_absolute() {
         return Err(Problem::invalid("path", "must be absolute"));
@@ -153,5 +242,5 @@ pub(super) async fn backup(
             .field("path"));
     }
     state.store.backup(wish.path.clone()).await?;
-    Ok(Json(json!({"path": wish.path, "generation": state.store.snapshot().generation()})))
+    Ok(Json(BackupMade { path: wish.path, generation: state.store.snapshot().generation() }))
 }

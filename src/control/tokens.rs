@@ -11,7 +11,6 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::access::{AccessToken, Role, TOKEN_PREFIX};
 use crate::clock::rfc3339;
@@ -31,8 +30,9 @@ const DEFAULT_DAYS: u32 = 90;
 const USE_MS: u64 = 60_000;
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "TokenWish"))]
 #[serde(deny_unknown_fields)]
-struct Wish {
+pub(super) struct Wish {
     name: String,
     role: Role,
     /// Null is never.
@@ -42,6 +42,7 @@ struct Wish {
 
 /// A token as it is shown.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Token"))]
 pub(super) struct TokenView {
     id: KeyId,
     name: String,
@@ -71,16 +72,32 @@ impl TokenView {
     }
 }
 
+/// One page of tokens, the oldest first.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct TokenList {
+    tokens: Vec<TokenView>,
+    next_cursor: Option<String>,
+}
+
+/// A token as it is made: itself, which is shown this once, and what is kept of it.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct TokenMade<'a> {
+    token: &'a str,
+    token_data: TokenView,
+}
+
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<TokenList>, Problem> {
     let mut tokens: Vec<Arc<AccessToken>> = all(&state.store);
     tokens.sort_by_key(|token| (token.created_ms, token.id));
     let Page { items, next } = page(tokens, |token| token.id.to_string(), query.cursor, query.limit)?;
     let now = state.clock.wall_ms();
-    let views: Vec<TokenView> = items.iter().map(|token| TokenView::new(token, now)).collect();
-    Ok(Json(json!({"tokens": views, "next_cursor": next})))
+    let tokens = items.iter().map(|token| TokenView::new(token, now)).collect();
+    Ok(Json(TokenList { tokens, next_cursor: next }))
 }
 
 pub(super) async fn create(
@@ -104,7 +121,7 @@ pub(super) async fn create(
     let expires_ms = days.map(|days| now.saturating_add(u64::from(days) * DAY_MS));
     let (text, token) = make(&state, wish.name, wish.role, expires_ms, false).await?;
     let location = format!("/api/tokens/{}", token.id);
-    let body = json!({"token": text.expose(), "token_data": TokenView::new(&token, now)});
+    let body = TokenMade { token: text.expose(), token_data: TokenView::new(&token, now) };
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(body)).into_response())
 }
 

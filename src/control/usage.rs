@@ -2,14 +2,14 @@
 //!
 //! Owns the questions; leaves summing to `storage`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use http::HeaderMap;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::clock::parse_rfc3339;
 use crate::control::caller::{Caller, not_yours};
@@ -18,7 +18,7 @@ use crate::control::{ControlState, keys, provider_keys};
 use crate::entry::EntryView;
 use crate::id::{KeyId, KeySource, is_name};
 use crate::pricing::{Overlay, Prices};
-use crate::storage::{Cursor, Dimension, LedgerFilter, UsageReport};
+use crate::storage::{Cursor, Dimension, LedgerFilter, UsageReport, UsageTotals};
 
 const DAY_MS: u64 = 86_400_000;
 const DEFAULT_DAYS: u32 = 30;
@@ -26,6 +26,7 @@ const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ReportQuery {
     days: Option<u32>,
@@ -53,8 +54,9 @@ pub(super) async fn report(
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct OtherPrices {
+pub(super) struct OtherPrices {
     prices: Prices,
 }
 
@@ -91,6 +93,7 @@ fn asked(state: &ControlState, caller: &Caller, query: ReportQuery) -> Result<(L
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct DaysQuery {
     days: Option<u32>,
@@ -119,11 +122,25 @@ pub(super) async fn of_provider_key(
 }
 
 /// The calls of one group, oldest first, and whose keys paid for how many.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub(super) struct GroupUsage {
+    group: String,
+    api_key_usage_log: Vec<EntryView>,
+    /// True when there are more calls than are listed.
+    truncated: bool,
+    /// Requests by who paid.
+    api_key_usage_summary: BTreeMap<&'static str, u64>,
+    totals: UsageTotals,
+}
+
+/// The calls of one group, oldest first, and whose keys paid for how many.
 pub(super) async fn of_group(
     State(state): State<Arc<ControlState>>,
     caller: Caller,
     Path(group): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<GroupUsage>, Problem> {
     if !is_name(&group) {
         return Err(Problem::not_found("group of that name"));
     }
@@ -139,18 +156,18 @@ pub(super) async fn of_group(
     let calls: Vec<EntryView> = page.entries.iter().map(EntryView::from).collect();
     // Calls that nobody paid for were refused.
     let paid = report.paid.iter().filter_map(|(source, totals)| Some((source.as_ref()?, totals)));
-    let summary: Map<String, Value> =
-        paid.map(|(source, totals)| (source.as_str().to_owned(), json!(totals.requests))).collect();
-    Ok(Json(json!({
-        "group": group,
-        "apiKeyUsageLog": calls,
-        "truncated": report.totals.requests > calls.len() as u64,
-        "apiKeyUsageSummary": summary,
-        "totals": report.totals,
-    })))
+    let summary = paid.map(|(source, totals)| (source.as_str(), totals.requests)).collect();
+    Ok(Json(GroupUsage {
+        group,
+        truncated: report.totals.requests > calls.len() as u64,
+        api_key_usage_log: calls,
+        api_key_usage_summary: summary,
+        totals: report.totals,
+    }))
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct LedgerQuery {
     key: Option<KeyId>,
@@ -164,12 +181,20 @@ pub(super) struct LedgerQuery {
     cursor: Option<String>,
 }
 
+/// One page of the ledger, newest first.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Entries {
+    entries: Vec<EntryView>,
+    next_cursor: Option<String>,
+}
+
 /// Entries, newest first.
 pub(super) async fn ledger(
     State(state): State<Arc<ControlState>>,
     caller: Caller,
     Asked(query): Asked<LedgerQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Entries>, Problem> {
     let after = query.cursor.as_deref().map(str::parse::<Cursor>).transpose();
     let filter = LedgerFilter {
         key: query.key,
@@ -185,8 +210,8 @@ pub(super) async fn ledger(
         ..LedgerFilter::default()
     };
     let page = state.store.ledger().query(filter).await?;
-    let entries: Vec<EntryView> = page.entries.iter().map(EntryView::from).collect();
-    Ok(Json(json!({"entries": entries, "next_cursor": page.next.map(|cursor| cursor.to_string())})))
+    let entries = page.entries.iter().map(EntryView::from).collect();
+    Ok(Json(Entries { entries, next_cursor: page.next.map(|cursor| cursor.to_string()) }))
 }
 
 /// Whose usage: a user's is their own.

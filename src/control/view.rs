@@ -22,6 +22,7 @@ use crate::virtual_key::{Fallback, StreamUsage};
 
 /// A virtual key, without its secret.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Key"))]
 #[expect(missing_docs, reason = "named like the fields of VirtualKey")]
 pub struct KeyView {
     pub id: KeyId,
@@ -35,6 +36,7 @@ pub struct KeyView {
     pub models: Vec<String>,
     pub providers: Vec<String>,
     pub endpoints: Vec<String>,
+    #[cfg_attr(test, schemars(with = "Vec<String>"))]
     pub sources: Vec<IpNet>,
     pub plan: Option<String>,
     /// What the key's own record says; its plan adds to it.
@@ -112,6 +114,7 @@ impl KeyView {
 
 /// A provider key, masked.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ProviderKey"))]
 #[expect(missing_docs, reason = "named like the fields of ProviderKey")]
 pub struct ProviderKeyView {
     pub id: KeyId,
@@ -201,6 +204,7 @@ impl ProviderKeyView {
 
 /// A plan, a user or a team as it is used: by all of its keys together.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "SharedUse"))]
 #[expect(missing_docs, reason = "named like the fields of KeyView")]
 pub struct SharedView {
     /// Virtual keys that name it.
@@ -262,6 +266,7 @@ impl Stats {
 
 /// A provider as configured.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Provider"))]
 #[expect(missing_docs, reason = "named like the fields of Upstream")]
 pub struct ProviderView {
     pub id: String,

@@ -15,6 +15,7 @@ pub use text::written;
 
 /// Rates and concurrency; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Requests per minute.
@@ -43,6 +44,7 @@ impl Limits {
 
 /// Which tokens are counted. Providers differ in whether tokens read from a prompt cache count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Counts {
     /// Input and output.
@@ -89,6 +91,7 @@ impl FromStr for Counts {
 
 /// How long a budget or quota lasts before it starts anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Per {
     /// From midnight to midnight.
@@ -123,10 +126,12 @@ const ALERT_AT: [u8; 2] = [80, 100];
 
 /// Money in a window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Budget {
     /// How much, in billionths of a US dollar; in JSON a decimal string of dollars.
     #[serde(rename = "usd", serialize_with = "write_usd", deserialize_with = "read_usd")]
+    #[cfg_attr(test, schemars(schema_with = "usd_schema"))]
     pub nano_usd: u64,
     /// Until when it has to last.
     #[serde(default)]
@@ -144,6 +149,7 @@ pub struct Budget {
 
 /// Tokens in a window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Quota {
     /// How many.
@@ -167,6 +173,7 @@ pub struct Quota {
 
 /// A limit that only counts, beside budgets and quotas, which say it of themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Shadow {
     /// Requests at the same time.
@@ -192,6 +199,7 @@ impl FromStr for Shadow {
 
 /// What becomes of a request whose cost, or whose record, cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Otherwise {
     /// It passes.
@@ -214,6 +222,7 @@ impl FromStr for Otherwise {
 
 /// All of it together, for one scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Policy {
     /// Rates and concurrency.
@@ -364,6 +373,21 @@ fn read_usd<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error>
         Said::Whole(dollars) => parse_usd(&dollars.to_string()),
     };
     nano.map_err(serde::de::Error::custom)
+}
+
+/// A decimal string; a whole number will do where it is asked for.
+#[cfg(test)]
+fn usd_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let pattern = r"^[0-9]{1,10}(\.[0-9]{1,9})?$";
+    match generator.contract().is_deserialize() {
+        true => schemars::json_schema!({
+            "type": ["string", "integer"],
+            "pattern": pattern,
+            "minimum": 0,
+            "maximum": 9_999_999_999_u64,
+        }),
+        false => schemars::json_schema!({"type": "string"}),
+    }
 }
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ impl fmt::Display for PriceName {
 
 /// How a name came from the one that was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Spelling {
     /// As it was said.

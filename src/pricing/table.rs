@@ -24,6 +24,7 @@ const REPORTING: [&str; 2] = ["openrouter", "perplexity"];
 
 /// Where a price was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PriceLayer"))]
 pub enum Layer {
     /// In the store: `sidekey prices set`.
     #[serde(rename = "store")]
@@ -157,6 +158,7 @@ pub struct Resolved {
 
 /// A name that was looked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "TriedPrice"))]
 pub struct Tried {
     /// The model's name.
     pub model: String,

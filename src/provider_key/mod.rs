@@ -20,6 +20,7 @@ pub use section::ProviderKeysSection;
 
 /// Whether a provider key may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ProviderKeyStatus"))]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// May be used.

@@ -196,6 +196,7 @@ pub struct StoreOptions {
 
 /// How the store is doing, for readiness and `doctor`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StoreHealth {
     /// True while it can be written.
     pub up: bool,

@@ -145,7 +145,7 @@ fn port(name: &str, address: SocketAddr) -> Line {
 
 /// What the store holds, and whether providers with keys can be reached.
 async fn contents(client: &AdminClient) -> Vec<Line> {
-    let Ok(found) = client.get("/api/providers").await else {
+    let Ok(found) = client.get("/api/providers?limit=1000").await else {
         return vec![fail("providers", "the API does not answer", "`sidekey status`")];
     };
     let providers = found.body["providers"].as_array().cloned().unwrap_or_default();

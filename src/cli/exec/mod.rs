@@ -50,7 +50,7 @@ pub async fn run(
     args: &ExecArgs,
     around: &Around,
 ) -> Result<ExitCode, Failure> {
-    let providers = client.get("/api/providers").await?.body;
+    let providers = client.get("/api/providers?limit=1000").await?.body;
     let targets = targets(&providers, proxy, args)?;
     let trust = if args.intercepts() { Some(Trust::of(client, around).await?) } else { None };
     let clock = Clock::system();

@@ -80,6 +80,7 @@ struct Families {
 
 /// How a test went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "AlertTested"))]
 pub struct Tested {
     /// The receiver.
     pub webhook: String,

@@ -12,8 +12,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use http::{HeaderMap, StatusCode};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::clock::parse_rfc3339;
 use crate::control::problem::{Asked, Problem, Tell, parse};
@@ -24,6 +23,7 @@ use crate::id::RequestId;
 pub use self::deliver::{Alerts, Tested};
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct AlertsQuery {
     kind: Option<String>,
@@ -33,11 +33,19 @@ pub(super) struct AlertsQuery {
     cursor: Option<RequestId>,
 }
 
+/// One page of events, newest first.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct AlertList {
+    alerts: Vec<Arc<Event>>,
+    next_cursor: Option<RequestId>,
+}
+
 /// Events, newest first.
 pub(super) async fn list(
     State(state): State<Arc<ControlState>>,
     Asked(query): Asked<AlertsQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<AlertList>, Problem> {
     let since = query.since.as_deref().map(parse_rfc3339).transpose();
     let since = since.map_err(|error| Problem::invalid("since", error))?.unwrap_or(0);
     let wanted = |event: &Arc<Event>| {
@@ -49,14 +57,21 @@ pub(super) async fn list(
     };
     let found = state.store.events().recent().into_iter().filter(wanted).collect();
     let Page { items, next } = page(found, |event: &Arc<Event>| event.id, query.cursor, query.limit)?;
-    let alerts: Vec<&Event> = items.iter().map(|event| &**event).collect();
-    Ok(Json(json!({"alerts": alerts, "next_cursor": next})))
+    Ok(Json(AlertList { alerts: items, next_cursor: next }))
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "AlertTestWish"))]
 #[serde(default, deny_unknown_fields)]
-struct TestWish {
+pub(super) struct TestWish {
     webhook: Option<String>,
+}
+
+/// How the tests went.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct AlertTests {
+    results: Vec<Tested>,
 }
 
 /// Sends a test to receivers.
@@ -64,7 +79,7 @@ pub(super) async fn test(
     State(state): State<Arc<ControlState>>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<AlertTests>, Problem> {
     let wish: TestWish = parse(&headers, &body, Tell::All)?;
     let results = state.alerts.test(wish.webhook.as_deref()).await;
     let results = results.ok_or_else(|| match &wish.webhook {
@@ -72,5 +87,5 @@ pub(super) async fn test(
         None => Problem::new(StatusCode::CONFLICT, "no_webhooks", "no receiver is configured")
             .fix("name one: [alerts.webhooks.<name>] in the configuration"),
     })?;
-    Ok(Json(json!({"results": results})))
+    Ok(Json(AlertTests { results }))
 }

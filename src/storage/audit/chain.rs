@@ -61,6 +61,7 @@ impl Link {
 
 /// A record. Its JSON is, byte for byte, its line in the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AuditRecord {
     /// Counts records from 1.
     pub seq: u64,

@@ -62,6 +62,7 @@ pub struct AuditPage {
 
 /// What was found when the chain was followed from its beginning to its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AuditVerdict {
     /// True when every record that was ever written is there as it was written, but for those removed for their age.
     pub whole: bool,
@@ -80,6 +81,7 @@ pub struct AuditVerdict {
 
 /// A record that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BadRecord {
     /// Its number, or what it should be.
     pub seq: u64,
