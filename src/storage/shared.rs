@@ -20,6 +20,7 @@ use crate::pricing::PriceTable;
 use super::audit::View;
 use super::backup;
 use super::block::Packed;
+use super::key_metrics::KeyUse;
 use super::provider_keys::EnvironmentKey;
 use super::records::{Request, Stored};
 use super::reservations::{Reservations, Slot};
@@ -75,6 +76,7 @@ pub(super) struct Shared {
     pub(super) snapshot: ArcSwap<Snapshot>,
     pub(super) clock: Clock,
     pub(super) metrics: StoreMetrics,
+    pub(super) key_use: KeyUse,
     /// The ledger's trees for readers; `None` while the engine is being reopened. Readers hold the lock while they
     /// scan; the writer takes it only to take the trees away.
     pub(super) ledger: RwLock<Option<LedgerTrees>>,
@@ -116,6 +118,7 @@ impl Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             clock,
             metrics: StoreMetrics::register(metrics),
+            key_use: KeyUse::default(),
             ledger: RwLock::new(None),
             health: Mutex::new(StoreHealth::default()),
             audit,

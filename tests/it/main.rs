@@ -29,6 +29,7 @@ mod fixtures;
 mod hostile;
 mod lease;
 mod limit;
+mod metrics;
 mod plan;
 mod pool;
 mod prices;

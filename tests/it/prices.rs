@@ -56,8 +56,9 @@ async fn entries_have_a_cost_or_say_that_there_is_none() {
     let metrics = sidekey.metrics().await;
     for line in [
         &format!(r#"sidekey_key_cost_usd_total{{key_id="{}"}} 0.000084"#, key.id),
-        &format!(r#"sidekey_key_requests_total{{key_id="{}"}} 3"#, key.id),
-        &format!(r#"sidekey_key_tokens_total{{key_id="{}"}} 300"#, key.id),
+        &format!(r#"sidekey_key_requests_total{{key_id="{}",model="gpt-4o-mini"}} 1"#, key.id),
+        &format!(r#"sidekey_key_requests_total{{key_id="{}",model="made-up"}} 1"#, key.id),
+        &format!(r#"sidekey_key_tokens_total{{key_id="{}",model="gpt-4o-mini-2024-07-18"}} 100"#, key.id),
         r#"sidekey_key_cost_usd_total{key_id="other"} 0"#,
         r#"sidekey_cost_usd_total{provider="openai"} 0.000084"#,
         r#"sidekey_unpriced_requests_total{provider="openai"} 1"#,

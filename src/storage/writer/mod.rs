@@ -598,6 +598,7 @@ impl Writer {
         let snapshot = self.shared.snapshot.load();
         let count = self.hand.len();
         let mut rolled = Ok(());
+        self.shared.key_use.add(self.hand.iter().map(|queued| &queued.entry));
         for Queued { entry, done, slot } in self.hand.drain(..) {
             rolled = rolled.and_then(|()| self.rollup.add(self.engine.as_ref(), &entry));
             for id in counted(&entry) {
