@@ -27,7 +27,7 @@
 //! | resources | [`storage`], [`net`] | the disk, sockets |
 //! | shared words | [`explain`], [`lease`] | what operators ask of the request path |
 //! | planes | [`proxy`], [`control`] | requests of apps, requests of operators |
-//! | ways in | [`ingress`] | how a client came |
+//! | ways in | [`ingress`], [`console`] | how a client came; what operators see in a browser |
 //! | program | [`config`], [`app`], [`cli`] | what was said, what runs, what is typed |
 //!
 //! # Threads
@@ -72,6 +72,7 @@ pub mod lease;
 pub mod control;
 pub mod proxy;
 
+pub mod console;
 pub mod ingress;
 
 pub mod config;

@@ -37,6 +37,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("lease", 35),
     ("proxy", 40),
     ("control", 40),
+    ("console", 45),
     ("ingress", 50),
     ("config", 60),
     ("app", 70),

@@ -166,7 +166,7 @@ impl Running {
             activity: Some(Arc::clone(&activity)),
             alerts: alerts.clone(),
             explainer: explainer(&store, &registry, &clock),
-            console: Console::default(),
+            console: Console::new(crate::console::pages),
             clock: clock.clone(),
         });
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use http::header;
+use http::{HeaderMap, StatusCode, header};
 
 use crate::control::ControlState;
 use crate::control::problem::Problem;
@@ -39,15 +39,16 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
     font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'";
 
-pub(super) async fn index(State(state): State<Arc<ControlState>>) -> Result<Response, Problem> {
-    page(&state, "index.html")
+pub(super) async fn index(State(state): State<Arc<ControlState>>, headers: HeaderMap) -> Result<Response, Problem> {
+    page(&state, "index.html", &headers)
 }
 
 pub(super) async fn asset(
     State(state): State<Arc<ControlState>>,
     Path(path): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    page(&state, &path)
+    page(&state, &path, &headers)
 }
 
 /// The document of the API. That it is what the code says is seen to in tests.
@@ -56,12 +57,51 @@ pub(super) async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], DOCUMENT).into_response()
 }
 
-fn page(state: &ControlState, path: &str) -> Result<Response, Problem> {
+fn page(state: &ControlState, path: &str, asked: &HeaderMap) -> Result<Response, Problem> {
     let asset = (state.console.pages)(path).ok_or_else(|| Problem::not_found("such page"))?;
-    let headers = [(header::CONTENT_TYPE, asset.content_type), (header::CONTENT_SECURITY_POLICY, POLICY)];
+    let tag = format!("\"{}\"", blake3::hash(asset.bytes).to_hex());
+    // A browser keeps what it has and asks whether it still is so: a new program is seen at once.
+    let headers = [
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CONTENT_TYPE, asset.content_type),
+        (header::ETAG, &tag),
+    ];
+    if knows(asked, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
     let mut response = (headers, asset.bytes).into_response();
     if let Some(encoding) = asset.encoding {
         response.headers_mut().insert(header::CONTENT_ENCODING, http::HeaderValue::from_static(encoding));
     }
     Ok(response)
+}
+
+/// True when the asker has the file of this tag.
+fn knows(asked: &HeaderMap, tag: &str) -> bool {
+    let said = asked.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    said.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_asker_has() {
+        for (said, want) in [
+            (r#""a""#, true),
+            (r#"W/"a""#, true),
+            (r#""b", "a""#, true),
+            ("*", true),
+            (r#""b""#, false),
+            ("a", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::IF_NONE_MATCH, said.parse().unwrap());
+            assert_eq!(knows(&headers, "\"a\""), want, "{said}");
+        }
+        assert!(!knows(&HeaderMap::new(), "\"a\""));
+    }
 }
