@@ -121,7 +121,7 @@ impl Running {
             section: loaded.config.proxy(),
             prefix: loaded.config.keys.prefix.clone(),
             access_log: loaded.config.log.access,
-            keeps_trace: spans.is_none() || loaded.config.telemetry.forward_trace_context,
+            keeps_trace: loaded.config.telemetry.forward_trace_context,
             spans,
         };
         let shared = Arc::new(Shared::new(&parts, &metrics)?);

@@ -295,7 +295,7 @@ pub static KEYS: &[Key] = &[
         "telemetry.forward_trace_context",
         Kind::Bool,
         "false",
-        "Whether traceparent, tracestate and baggage go on to providers where sidekey traces.",
+        "Whether traceparent, tracestate and baggage go on to providers.",
     ),
     fixed(
         "log.format",

@@ -141,7 +141,7 @@ pub struct TelemetrySection {
     pub service_name: Option<String>,
     /// Of how many in a hundred requests a span is sent, where the client has not decided.
     pub sample_percent: u8,
-    /// Whether the client's `traceparent`, `tracestate` and `baggage` go on to providers where sidekey traces.
+    /// Whether the client's `traceparent`, `tracestate` and `baggage` go on to providers.
     pub forward_trace_context: bool,
 }
 

@@ -3,6 +3,7 @@
 //! Owns the end of a try, however it comes about; leaves choosing the key to `select` and sending to `forward`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::clock::Nanos;
 use crate::entry::Entry;
@@ -75,6 +76,7 @@ impl Attempt {
         if let Some(permit) = &mut self.permit {
             permit.charge(now, Consumption::default());
         }
+        self.key.stats.uses.fetch_add(1, Ordering::Relaxed);
         self.is_sent = true;
     }
 

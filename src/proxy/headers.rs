@@ -20,6 +20,9 @@ pub(super) const GROUP: HeaderName = HeaderName::from_static("x-sidekey-group");
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-sidekey-request-id");
 /// The tier that paid.
 pub(super) const KEY_SOURCE: HeaderName = HeaderName::from_static("x-sidekey-key-source");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const LIMIT_RPM: HeaderName = HeaderName::from_static("x-ratelimit-limit-rpm");
 const REMAINING_RPM: HeaderName = HeaderName::from_static("x-ratelimit-remaining-rpm");
 const LIMIT_TPM: HeaderName = HeaderName::from_static("x-ratelimit-limit-tpm");
@@ -72,7 +75,7 @@ pub(super) fn strip_request(headers: &mut HeaderMap) {
 
 /// Removes the client's trace context: ids of its own systems, and whatever it keeps in `baggage`.
 pub(super) fn strip_trace(headers: &mut HeaderMap) {
-    for name in ["traceparent", "tracestate", "baggage"] {
+    for name in [TRACEPARENT, TRACESTATE, BAGGAGE] {
         headers.remove(name);
     }
 }

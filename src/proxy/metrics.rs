@@ -8,7 +8,8 @@ use prometheus::{
 
 use crate::activity::{Buckets, Counts};
 use crate::entry::{Entry, Outcome};
-use crate::id::KeySource;
+use crate::id::{KeySource, ScopeId};
+use crate::limit::{Kind, Refused};
 use crate::metrics::Metrics;
 use crate::provider::Action;
 use crate::virtual_key::Rejection;
@@ -21,6 +22,7 @@ pub(super) struct Families {
     cost: CounterVec,
     unpriced: IntCounterVec,
     refusals: IntCounterVec,
+    limited: IntCounterVec,
     rejections: IntCounterVec,
     duration: HistogramVec,
     first_byte: HistogramVec,
@@ -81,6 +83,11 @@ impl Families {
                 &["provider"],
             ),
             refusals: counter("sidekey_refusals_total", "Requests sidekey refused, by code.", &["code"]),
+            limited: counter(
+                "sidekey_limit_refusals_total",
+                "Requests that a limit refused, by whose limit and which.",
+                &["scope", "limit"],
+            ),
             rejections: counter(
                 "sidekey_key_validation_failures_total",
                 "Virtual keys not accepted, by reason.",
@@ -103,6 +110,11 @@ impl Families {
             in_flight: metrics.register(in_flight),
             strangers: IntCounter::new("strangers", "not exposed").expect("a valid counter"),
         };
+        for scope in ScopeId::KINDS {
+            for limit in Kind::NAMES {
+                families.limited.with_label_values(&[scope, limit]);
+            }
+        }
         for reason in Rejection::ALL {
             families.rejections.with_label_values(&[reason.as_str()]);
         }
@@ -130,6 +142,11 @@ impl Families {
     /// Counts a virtual key that was not accepted.
     pub(super) fn rejected(&self, reason: Rejection) {
         self.rejections.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// Counts what a limit refused.
+    pub(super) fn limited(&self, refused: &Refused) {
+        self.limited.with_label_values(&[refused.scope.kind(), refused.limit.as_str()]).inc();
     }
 
     /// All providers together, up to now.

@@ -152,8 +152,8 @@ pub struct ProxyParts {
     pub access_log: bool,
     /// Where ended requests are traced, if they are.
     pub spans: Option<Spans>,
-    /// Whether the client's trace context goes on to providers, as all its headers do. Where sidekey itself is part of
-    /// the trace, it ends here unless the operator says otherwise.
+    /// Whether the client's trace context goes on to providers. It holds what is none of theirs, and ends here unless
+    /// the operator says otherwise.
     pub keeps_trace: bool,
 }
 
@@ -328,8 +328,10 @@ impl Proxy {
 
     /// The answer of a request that ends here.
     fn refuse(&self, arrival: Arrival, mut trail: Trail, error: &Error) -> Response<AnswerBody> {
-        if let Error::KeyNotAccepted(reason) = error {
-            self.books.families.rejected(*reason);
+        match error {
+            Error::KeyNotAccepted(reason) => self.books.families.rejected(*reason),
+            Error::Limited(refused) => self.books.families.limited(refused),
+            _ => {}
         }
         let refusal = error.refusal().of_request(arrival.id);
         self.books.families.refused(refusal.kind.code());

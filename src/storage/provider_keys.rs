@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use wildmatch::WildMatch;
@@ -96,6 +96,8 @@ pub struct ProviderKeyStats {
     pub health: Health,
     /// Counts the rotations that were taken back: for an open request, the key is then another one.
     pub taken_back: AtomicU32,
+    /// Requests that were sent with it since that was last recorded in the audit log.
+    pub uses: AtomicU64,
 }
 
 /// The secret that a rotation replaced, and what became of the one in its place.

@@ -1116,7 +1116,13 @@ fn audited(store: &Store) -> impl Future<Output = Vec<AuditRecord>> + use<> {
 #[tokio::test]
 async fn every_change_is_in_the_audit_log_without_secrets() {
     let dir = TempDir::new().unwrap();
-    let store = open(&dir);
+    let of_environment = |secret: &str| EnvironmentKey {
+        provider: "mistral".to_owned(),
+        variable: "MISTRAL_API_KEY".to_owned(),
+        secret: Secret::new(secret.to_owned()),
+    };
+    let environment_keys = vec![of_environment(CANARY)];
+    let store = Store::open(StoreOptions { environment_keys, ..options(dir.path()) }).unwrap();
     store.create_virtual_key(virtual_key(1)).await.unwrap();
     let act = Act::new(Actor::user(501, "socket"), "provider_key.rotate", "provider_key 2");
     let change = async {
@@ -1133,16 +1139,23 @@ async fn every_change_is_in_the_audit_log_without_secrets() {
         store.create_provider_key(provider_key(3, Origin::Sealed), Some(Secret::new(CANARY.into()))).await.unwrap();
     let standing = Standing { status: Status::Error, ..Standing::default() };
     store.note_provider_key(&key, Change { standing, before: Status::Active, fresh: true, kept: true });
-    let mut paid = entry(1);
-    paid.provider_key = Some(id(3));
-    store.ledger().record(paid).unwrap();
+    key.stats.uses.fetch_add(3, Ordering::Relaxed);
+    // One that is deleted tells before it goes; one of the environment is as good as any.
+    let last = store.create_provider_key(provider_key(4, Origin::Sealed), Some(Secret::new(CANARY.into()))).await;
+    last.unwrap().stats.uses.fetch_add(2, Ordering::Relaxed);
+    store.delete_provider_key(id(4), None).await.unwrap();
+    let environment = store.snapshot().all_provider_keys().find(|key| key.environment).cloned();
+    let environment = environment.expect("one of the environment");
+    environment.stats.uses.fetch_add(5, Ordering::Relaxed);
+    store.adopt(vec![of_environment("another")], PriceTable::default()).await.unwrap();
     store.close();
     let store = open(&dir);
     let records = audited(&store).await;
     let shown: Vec<(&str, &str, &str)> =
         records.iter().map(|record| (&*record.by.actor, &*record.action, &*record.object)).collect();
-    let (one, two, three) =
-        (format!("key {}", id(1)), format!("provider_key {}", id(2)), format!("provider_key {}", id(3)));
+    let one = format!("key {}", id(1));
+    let [two, three, four, outside] =
+        [id(2), id(3), id(4), environment.record.id].map(|id| format!("provider_key {id}"));
     assert_eq!(
         shown,
         [
@@ -1152,6 +1165,10 @@ async fn every_change_is_in_the_audit_log_without_secrets() {
             ("uid:501", "plan.create", "plan free"),
             ("uid:501", "provider_key.rotate", &*two),
             ("sidekey", "provider_key.create", &*three),
+            ("sidekey", "provider_key.create", &*four),
+            ("sidekey", "provider_key.delete", &*four),
+            ("sidekey", "provider_key.use", &*four),
+            ("sidekey", "provider_key.use", &*outside),
             ("sidekey", "provider_key.use", &*three),
         ]
     );
@@ -1161,11 +1178,12 @@ async fn every_change_is_in_the_audit_log_without_secrets() {
         changed.after.as_ref().unwrap()["origin"],
         serde_json::json!({"kind": "exec", "command": "print-key", "refresh_secs": 60})
     );
-    assert_eq!((records[4].after.as_ref(), records[6].count), (None, Some(1)));
+    assert_eq!(records[4].after, None);
+    assert_eq!([8, 9, 10].map(|at| records[at].count), [Some(2), Some(5), Some(3)]);
     let all = serde_json::to_string(&records).unwrap();
     assert!(!all.contains(CANARY) && !all.contains("digest"), "{all}");
     let verdict = store.audit().verify(None).await.unwrap();
-    assert!(verdict.whole && verdict.records == 7, "{verdict:?}");
+    assert!(verdict.whole && verdict.records == 11, "{verdict:?}");
 }
 
 #[tokio::test]

@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+use crate::support::client::Request;
+use crate::support::provider::Provider;
+use crate::support::script::Message;
 use crate::support::sidekey::{Options, REAL_KEY, Sidekey};
 
 async fn records(sidekey: &Sidekey, args: &[&str]) -> Vec<Value> {
@@ -75,4 +78,43 @@ async fn a_record_that_was_changed_is_named() {
     }
     assert_eq!(sidekey.cli(&["audit", "verify", "--head", "x"]).await.status.code(), Some(5));
     assert_eq!(sidekey.cli(&["audit", "--since", "monday"]).await.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn each_use_of_a_provider_key_is_counted() {
+    let provider = Provider::start(|seen| match seen.contains("sk-real-first") {
+        true => Message::json(500, "{}").into(),
+        false => Message::json(200, r#"{"model":"gpt-4o-mini","choices":[]}"#).into(),
+    })
+    .await;
+    let options = Options::new().provider("openai", &provider.url()).provider("mistral", &provider.url());
+    let mut sidekey = Sidekey::start(&options.env("MISTRAL_API_KEY", REAL_KEY)).await;
+    for (name, priority) in [("first", "0"), ("second", "1")] {
+        let secret = format!("sk-real-{name}-Kq7WmZ3xTn9vRb2cYh5dJf8g");
+        sidekey.add_provider_key_as("openai", &secret, &["--name", name, "--priority", priority]).await;
+    }
+    let key = sidekey.create_key(&[]).await.key;
+    let body = r#"{"model":"gpt-4o-mini","messages":[]}"#;
+    for path in ["/openai/v1/chat/completions", "/openai/v1/chat/completions", "/mistral/v1/chat/completions"] {
+        assert_eq!(sidekey.send(&Request::post(path, body).bearer(&key)).await.status, 200);
+    }
+    let mut ids = Vec::new();
+    for name in ["first", "second", "MISTRAL_API_KEY"] {
+        ids.push(format!("provider_key {}", sidekey.provider_key(name).await["id"].as_str().expect("an id")));
+    }
+    // A test of one is an act of its own.
+    sidekey.ok(&["provider-key", "test", "second"]).await;
+    sidekey.stop().await;
+    let uses = records(&sidekey, &["--action", "provider_key.use"]).await;
+    let counted =
+        |object: &String| uses.iter().find(|use_| use_["object"] == **object).map(|use_| use_["count"].clone());
+    // What the first failed the second answered, so it was used as often.
+    assert_eq!(
+        ids.iter().map(counted).collect::<Vec<_>>(),
+        [Some(2.into()), Some(2.into()), Some(1.into())],
+        "{uses:?}"
+    );
+    let tests = records(&sidekey, &["--action", "provider_key.test"]).await;
+    assert_eq!(said(&tests, "result"), ["ok", "started"]);
+    assert!(tests.iter().all(|test| test["object"] == *ids[1]), "{tests:?}");
 }

@@ -157,6 +157,7 @@ async fn a_live_page_is_as_prometheus_likes_it() {
         r#"sidekey_key_validation_failures_total{reason="missing"} 1"#,
         r#"sidekey_key_validation_failures_total{reason="unknown"} 1"#,
         r#"sidekey_refusals_total{code="rate_limit_exceeded"} 1"#,
+        r#"sidekey_limit_refusals_total{limit="rpm",scope="key"} 1"#,
         r#"sidekey_unpriced_requests_total{provider="openai"} 1"#,
         r#"sidekey_provider_answers_total{action="cool",provider="openai"} 1"#,
         r#"sidekey_time_to_first_byte_seconds_count{provider="openai"} 7"#,

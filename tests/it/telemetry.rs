@@ -9,8 +9,7 @@ use crate::support::sidekey::{Options, REAL_KEY, Sidekey};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const SPAN: &str = "00f067aa0ba902b7";
-const ANSWER: &str =
-    r#"{"model":"gpt-4o-mini-2024-07-18","usage":{"prompt_tokens":7,"completion_tokens":5,"total_tokens":12}}"#;
+const ANSWER: &str = r#"{"model":"gpt-4o-mini-2024-07-18","usage":{"prompt_tokens":7,"completion_tokens":5,"total_tokens":12,"prompt_tokens_details":{"cached_tokens":3},"completion_tokens_details":{"reasoning_tokens":2}}}"#;
 
 /// A sidekey that tells `collector`, with a key and what it asks.
 async fn start(provider: &Provider, collector: &Provider, more: &str) -> (Sidekey, Request) {
@@ -94,6 +93,27 @@ async fn requests_become_spans_and_metrics() {
     ] {
         assert_eq!(said[name], want, "{name}");
     }
+    // The conventions' names as they were pinned: every one that such a call can have, and none that they do not know.
+    let names = |said: &Value| {
+        let names = said.as_object().expect("names").keys().filter(|name| !name.starts_with("sidekey.")).cloned();
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    let pinned = [
+        "gen_ai.operation.name",
+        "gen_ai.provider.name",
+        "gen_ai.request.model",
+        "gen_ai.request.stream",
+        "gen_ai.response.model",
+        "gen_ai.response.time_to_first_chunk",
+        "gen_ai.usage.cache_read.input_tokens",
+        "gen_ai.usage.input_tokens",
+        "gen_ai.usage.output_tokens",
+        "gen_ai.usage.reasoning.output_tokens",
+        "http.response.status_code",
+        "server.address",
+        "server.port",
+    ];
+    assert_eq!(names(&said), pinned.map(str::to_owned).into());
     let times =
         ["startTimeUnixNano", "endTimeUnixNano"].map(|field| span[field].as_str().expect("text").parse::<u64>());
     assert!(times[0].as_ref().expect("a number") <= times[1].as_ref().expect("a number"));
@@ -115,8 +135,33 @@ async fn requests_become_spans_and_metrics() {
     // Metrics hold what is not sampled too.
     assert_eq!(count(&points("gen_ai.client.operation.duration")), 4);
     let tokens = points("gen_ai.client.token.usage");
+    for (point, kinds) in [(&tokens[0], 1), (&points("gen_ai.client.operation.duration")[0], 0)] {
+        let mut names = names(&attributes(point));
+        assert_eq!(names.remove("gen_ai.token.type"), kinds == 1, "{point}");
+        names.remove("gen_ai.response.model");
+        names.remove("error.type");
+        let common =
+            ["gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "server.address", "server.port"];
+        assert_eq!(names, common.map(str::to_owned).into(), "{point}");
+    }
+    for (name, unit) in [("gen_ai.client.token.usage", "{token}"), ("gen_ai.client.operation.duration", "s")] {
+        assert!(metrics.iter().any(|metric| metric["name"] == name && metric["unit"] == unit), "{name}");
+    }
     let input = tokens.iter().filter(|point| attributes(point)["gen_ai.token.type"] == "input");
     assert!((input.map(|point| point["sum"].as_f64().expect("a number")).sum::<f64>() - 21.0).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn trace_context_ends_here_without_a_collector_too() {
+    let provider = Provider::always(Message::json(200, ANSWER)).await;
+    let sidekey = Sidekey::with("openai", &provider.url()).await;
+    let key = sidekey.create_key(&[]).await.key;
+    let request = Request::post("/openai/v1/chat/completions", r#"{"model":"gpt-4o-mini","messages":[]}"#).bearer(&key);
+    let names = ["traceparent", "tracestate", "baggage"];
+    let traced = names.iter().fold(request, |request, name| request.header(name, format!("00-{TRACE}-{SPAN}-01")));
+    assert_eq!(sidekey.send(&traced.header("x-trace", "kept")).await.status, 200);
+    let seen = provider.last();
+    assert!(names.iter().all(|name| seen.header(name).is_none()) && seen.header("x-trace") == Some("kept"));
 }
 
 #[tokio::test]

@@ -134,11 +134,12 @@ pub(super) fn start(
 /// # Errors
 /// When it is no http(s) URL.
 fn parts(endpoint: &str) -> Result<(Uri, bool), String> {
-    let uri: Uri = endpoint.parse().map_err(|error| format!("{endpoint:?} is no URL ({error})"))?;
+    // It is not repeated: it may hold a password.
+    let uri: Uri = endpoint.parse().map_err(|error| format!("the endpoint is no URL ({error})"))?;
     match (uri.scheme_str(), uri.host(), uri.query()) {
         (Some("http"), Some(_), None) => Ok((uri, false)),
         (Some("https"), Some(_), None) => Ok((uri, true)),
-        _ => Err(format!("{endpoint:?} is no collector; write http://host:4318 or https://host")),
+        _ => Err("the endpoint is no collector; write http://host:4318 or https://host".to_owned()),
     }
 }
 
@@ -352,6 +353,9 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(parts(text).is_ok(), want, "{text}");
+        }
+        for text in ["grpc://me:secret@x:1", "http://me:secret@x/?q", "http://me:secret@x:port"] {
+            assert!(!parts(text).unwrap_err().contains("secret"), "{text}");
         }
     }
 

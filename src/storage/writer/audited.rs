@@ -2,13 +2,18 @@
 //!
 //! Owns when; leaves records and files to `storage::audit`.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use serde_json::json;
 
 use crate::audit::{Act, Actor, Note, Outcome};
 use crate::clock::Nanos;
+use crate::id::KeyId;
 use crate::storage::StoreError;
 use crate::storage::audit::{Log, Target, note_of};
 use crate::storage::named::Kind;
+use crate::storage::provider_keys::ProviderKeyState;
 use crate::storage::records::Request;
 use crate::storage::shared::{Shared, answer};
 use crate::storage::snapshot::Snapshot;
@@ -88,23 +93,39 @@ impl Writer {
         let _logged = self.append_notes(vec![note]);
     }
 
-    /// One record for each provider key that was used; it counts requests, by the key that answered them last.
+    /// One record for each provider key that was used, those of the environment too: how many requests were sent with it,
+    /// whether it answered them or another key did in the end.
     pub(super) fn record_uses_if_due(&mut self, now: Nanos, closing: bool) {
         if !closing && now < self.due.uses {
             return;
         }
         self.due.uses = now.saturating_add(USES_EVERY);
-        let mut uses: Vec<_> = self.uses.iter().map(|(id, count)| (*id, *count)).collect();
-        uses.sort_unstable();
-        let note = |(id, count)| {
-            let note = Note::new(Actor::sidekey(), "provider_key.use", format!("provider_key {id}"));
-            Note { count: Some(count), ..note }
-        };
-        if self.append_notes(uses.into_iter().map(note).collect()).is_ok() {
-            self.uses.clear();
-        }
+        let snapshot = self.shared.snapshot.load_full();
+        self.record_uses(snapshot.all_provider_keys());
         if !closing {
             self.prune_audit();
+        }
+    }
+
+    /// Of keys that are about to go: nobody could be asked later.
+    pub(super) fn record_last_uses(&mut self, gone: &[KeyId]) {
+        let snapshot = self.shared.snapshot.load_full();
+        self.record_uses(gone.iter().filter_map(|id| snapshot.provider_key(*id)));
+    }
+
+    pub(super) fn record_uses<'a>(&mut self, keys: impl Iterator<Item = &'a Arc<ProviderKeyState>>) {
+        let taken = keys.map(|key| (key, key.stats.uses.swap(0, Ordering::Relaxed)));
+        let mut used: Vec<_> = taken.filter(|(_, count)| *count > 0).collect();
+        used.sort_unstable_by_key(|(key, _)| key.record.id);
+        let note = |(key, count): &(&Arc<ProviderKeyState>, u64)| {
+            let note = Note::new(Actor::sidekey(), "provider_key.use", format!("provider_key {}", key.record.id));
+            Note { count: Some(*count), ..note }
+        };
+        if self.append_notes(used.iter().map(note).collect()).is_err() {
+            // They are still to be recorded.
+            for (key, count) in used {
+                key.stats.uses.fetch_add(count, Ordering::Relaxed);
+            }
         }
     }
 

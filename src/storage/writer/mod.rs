@@ -39,7 +39,7 @@ use super::engine::{Engine, EngineError, Tree};
 use super::journal::Journal;
 use super::load::{Manifest, Start, audit_row, walk};
 use super::lock::DirLock;
-use super::provider_keys::EnvironmentKey;
+use super::provider_keys::{EnvironmentKey, ProviderKeyState};
 use super::records::{Edit, Request, Stored};
 use super::recover::{self, Layout, Opened};
 use super::rollup::Rollup;
@@ -82,8 +82,6 @@ pub(super) struct Writer {
     engine: Option<Engine>,
     journal: Journal,
     audit: Log,
-    /// Requests that used each provider key since that was last recorded.
-    uses: HashMap<KeyId, u64>,
     vigil: Vigil,
     events: Events,
     /// Operators were told that the store is down.
@@ -201,7 +199,6 @@ impl Writer {
             engine: None,
             journal,
             audit,
-            uses: HashMap::new(),
             vigil,
             events,
             told_down: false,
@@ -424,11 +421,16 @@ impl Writer {
     }
 
     /// Nothing of it is stored: it is said again at each start.
-    fn adopt(&self, (keys, prices): (Vec<EnvironmentKey>, Arc<PriceTable>)) {
-        let mut next = Snapshot::clone(&self.shared.snapshot.load());
+    fn adopt(&mut self, (keys, prices): (Vec<EnvironmentKey>, Arc<PriceTable>)) {
+        let before = self.shared.snapshot.load_full();
+        let mut next = Snapshot::clone(&before);
         next.lay_prices(&prices);
         next.put_environment_keys(keys, Moment::of(&self.shared.clock));
         self.publish(next);
+        let now = self.shared.snapshot.load_full();
+        let stays =
+            |key: &Arc<ProviderKeyState>| now.provider_key(key.record.id).is_some_and(|now| Arc::ptr_eq(now, key));
+        self.record_uses(before.all_provider_keys().filter(|key| key.environment && !stays(key)));
     }
 
     /// Commits all changes asked for as one; each is answered once it is durable and published. Their records reach the
@@ -489,6 +491,7 @@ impl Writer {
             Ok(()) => {
                 if !changes.is_empty() {
                     self.manifest = manifest;
+                    self.record_last_uses(&gone);
                     self.gone.extend(gone);
                     self.publish(snapshot);
                     self.shared.metrics.commits.inc();
@@ -609,9 +612,6 @@ impl Writer {
                 }
             }
             self.vigil.note(&entry, &snapshot);
-            if let Some(id) = entry.provider_key {
-                *self.uses.entry(id).or_default() += 1;
-            }
             if let Some(slot) = slot {
                 self.shared.reservations.release(slot);
             }
