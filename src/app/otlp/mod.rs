@@ -354,7 +354,7 @@ mod tests {
         ] {
             assert_eq!(parts(text).is_ok(), want, "{text}");
         }
-        for text in ["grpc://me:secret@x:1", "http://me:secret@x/?q", "http://me:secret@x:port"] {
+        for text in ["grpc://me:secret@x:1", "http://me:secret@x/?q", "http://me:secret@x y"] {
             assert!(!parts(text).unwrap_err().contains("secret"), "{text}");
         }
     }
