@@ -12,6 +12,7 @@ mod activity;
 mod admin;
 mod alerts;
 mod audit;
+mod browser;
 mod budget;
 mod canary;
 mod clients;

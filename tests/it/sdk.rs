@@ -62,17 +62,11 @@ async fn prepare<F: Future<Output = ()>>(folder: &Path, pins: &Path, install: im
 
 /// The folder of runtimes that come from npm's registry; `None`, said loudly, where it has none for this machine.
 pub(crate) async fn runtimes() -> Option<PathBuf> {
-    static PREPARING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     if !cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")) {
         eprintln!("SKIPPED: Node 24, Deno and Bun are pinned for x86-64 Linux alone; their clients were not tried");
         return None;
     }
-    if !present("npm").await {
-        return None;
-    }
-    let (folder, pins) = (cache("runtimes"), source("runtimes").join("package-lock.json"));
-    let _one = PREPARING.lock().await;
-    prepare(&folder, &pins, || npm_ci("runtimes", &folder)).await;
+    let folder = modules("runtimes", &source("runtimes")).await?;
     Some(folder.join("node_modules"))
 }
 
@@ -93,10 +87,22 @@ pub(crate) async fn go() -> Option<PathBuf> {
     Some(folder)
 }
 
-/// Installs what the lock of `language` pins; nothing of it runs.
-async fn npm_ci(language: &str, folder: &Path) {
+/// The folder of what the lock in `pinned` pins; `None`, said loudly, when there is no npm.
+pub(crate) async fn modules(name: &str, pinned: &Path) -> Option<PathBuf> {
+    static PREPARING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    if !present("npm").await {
+        return None;
+    }
+    let folder = cache(name);
+    let _one = PREPARING.lock().await;
+    prepare(&folder, &pinned.join("package-lock.json"), || npm_ci(pinned, &folder)).await;
+    Some(folder)
+}
+
+/// Installs what the lock in `pinned` pins; nothing of it runs.
+async fn npm_ci(pinned: &Path, folder: &Path) {
     for file in ["package.json", "package-lock.json"] {
-        std::fs::copy(source(language).join(file), folder.join(file)).expect("a writable target");
+        std::fs::copy(pinned.join(file), folder.join(file)).expect("a writable target");
     }
     let install = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
     run("npm ci", Command::new("npm").args(install).current_dir(folder)).await;
@@ -130,11 +136,10 @@ async fn python_sdks() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn node_sdks() {
-    if !present("node").await || !present("npm").await {
+    if !present("node").await {
         return;
     }
-    let (folder, pins) = (cache("node"), source("node").join("package-lock.json"));
-    prepare(&folder, &pins, || npm_ci("node", &folder)).await;
+    let Some(folder) = modules("node", &source("node")).await else { return };
     // Modules are found from where the script stands.
     std::fs::copy(source("node").join("run.js"), folder.join("run.js")).expect("a writable target");
     let mut command = Command::new("node");

@@ -1,0 +1,33 @@
+// Drives the console in a real browser, flow by flow, and says how each went as JSON on stdout.
+//
+// `SIDEKEY_TEST` holds what the test that starts this knows: see `tests/it/browser.rs`.
+
+import { Bench } from "./bench.js";
+
+const FLOWS = ["plain"];
+
+const given = JSON.parse(process.env.SIDEKEY_TEST);
+const wanted = given.only ? given.only.split(",") : FLOWS;
+const bench = await Bench.start(given);
+const report = { flows: [], figures: bench.figures };
+try {
+  for (const name of wanted) {
+    const began = performance.now();
+    const flow = { name, failed: null };
+    console.error(`${name} …`);
+    try {
+      const { run } = await import(`./flows/${name}.js`);
+      await run(bench);
+    } catch (error) {
+      flow.failed = String(error?.stack ?? error);
+    }
+    const faults = await bench.endFlow(name, flow.failed !== null);
+    if (faults.length > 0) flow.failed = [flow.failed, ...faults].filter(Boolean).join("\n");
+    flow.ms = Math.round(performance.now() - began);
+    console.error(flow.failed ? `${name}: FAILED\n${flow.failed}` : `${name}: ok, ${flow.ms} ms`);
+    report.flows.push(flow);
+  }
+} finally {
+  await bench.stop();
+}
+console.log(JSON.stringify(report));
