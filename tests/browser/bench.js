@@ -3,7 +3,7 @@
 // Whatever a page reports that it should not (a violation of its policy, an error on its console, an exception, an answer
 // that a flow did not say it expects) fails the flow.
 
-import { mkdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
@@ -54,6 +54,7 @@ export class Bench {
       permissions: ["clipboard-read", "clipboard-write"],
     });
     context.setDefaultTimeout(PATIENCE_MS);
+    if (this.given.ui) await fromDisk(context, this.given.ui);
     const page = await context.newPage();
     const seat = new Seat(this, target, context, page);
     this.seats.push(seat);
@@ -78,6 +79,19 @@ export class Bench {
     for (const admin of this.admins.values()) admin.close();
     await this.browser.close();
   }
+}
+
+/** Takes what is below `/ui/` from these folders, as far as it is there: to try a change without building the program. */
+async function fromDisk(context, folders) {
+  await context.route(/\/(ui\/.+)?$/, async (route) => {
+    const path = new URL(route.request().url()).pathname.replace(/^\/(ui\/)?/, "") || "index.html";
+    const found = folders.map((folder) => join(folder, path)).find((file) => existsSync(file));
+    if (!found) return route.continue();
+    const { headers } = await route.fetch({ url: new URL("/", route.request().url()).href });
+    const kinds = { js: "text/javascript", css: "text/css", svg: "image/svg+xml", html: "text/html" };
+    const type = `${kinds[path.split(".").at(-1)]}; charset=utf-8`;
+    return route.fulfill({ body: readFileSync(found), headers: { ...headers, "content-type": type, "content-length": undefined } });
+  });
 }
 
 /** Waits until `look` gives something that is true, which is what comes back; says `what` when it does not. */
