@@ -23,6 +23,7 @@ export class Bench {
     bench.axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
     bench.figures = {};
     bench.seats = [];
+    bench.seen = [];
     bench.admins = new Map();
     rmSync(given.shots, { recursive: true, force: true });
     mkdirSync(given.shots, { recursive: true });
@@ -44,7 +45,7 @@ export class Bench {
    * A page that nobody has seen before, logged in as `role`: by a code for an admin, else by a token. `role: null` is
    * nobody.
    */
-  async seat({ sidekey = "main", role = "admin", theme = "light", width = 1280, height = 900, clock = false, at = "" } = {}) {
+  async seat({ sidekey = "main", role = "admin", theme = "light", width = 1280, height = 900, clock = false } = {}) {
     const target = this.sidekey(sidekey);
     const context = await this.browser.newContext({
       baseURL: target.url,
@@ -60,13 +61,19 @@ export class Bench {
     this.seats.push(seat);
     await seat.watch();
     if (clock) await page.clock.install();
-    await page.goto(await seat.address(role, at));
+    await seat.enter(role);
     return seat;
+  }
+
+  /** Closes a seat before its flow ends; what it saw counts all the same. */
+  async leave(seat) {
+    this.seen.push(...(await seat.close()));
+    this.seats = this.seats.filter((other) => other !== seat);
   }
 
   /** Closes the seats of a flow; what they saw that they should not. */
   async endFlow(name, failed) {
-    const faults = [];
+    const faults = this.seen.splice(0);
     for (const [at, seat] of this.seats.entries()) {
       if (failed) await seat.shot(`failed-${name}-${at}`).catch(() => {});
       faults.push(...(await seat.close()));
@@ -87,7 +94,9 @@ async function fromDisk(context, folders) {
     const path = new URL(route.request().url()).pathname.replace(/^\/(ui\/)?/, "") || "index.html";
     const found = folders.map((folder) => join(folder, path)).find((file) => existsSync(file));
     if (!found) return route.continue();
-    const { headers } = await route.fetch({ url: new URL("/", route.request().url()).href });
+    const index = await route.fetch({ url: new URL("/", route.request().url()).href }).catch(() => null);
+    if (!index) return undefined; // the page is closed
+    const headers = index.headers();
     const kinds = { js: "text/javascript", css: "text/css", svg: "image/svg+xml", html: "text/html" };
     const type = `${kinds[path.split(".").at(-1)]}; charset=utf-8`;
     return route.fulfill({ body: readFileSync(found), headers: { ...headers, "content-type": type, "content-length": undefined } });
@@ -171,13 +180,74 @@ export class Seat {
     return this;
   }
 
-  async address(role, at) {
-    if (role === null) return `/${at}`;
+  /** Logs in, as people do. */
+  async enter(role) {
+    const { page, admin } = this;
     if (role === "admin") {
-      const { url } = await this.admin.post("/api/session/code");
-      return url;
+      const { url } = await admin.post("/api/session/code");
+      await page.goto(url);
+    } else {
+      await page.goto("/");
+      if (role === null) return;
+      const { token } = await admin.post("/api/tokens", { name: `a ${role}`, role });
+      await page.getByLabel("Admin token").fill(token);
+      await page.getByRole("button", { name: "Log in" }).click();
     }
-    return `/${at}`;
+    await page.locator("#side nav").waitFor({ state: "attached" });
+    await this.settled();
+  }
+
+  /** Waits until the page that is shown is all there. */
+  async settled() {
+    await this.page.locator("main:not([aria-busy]) h1").waitFor();
+    await this.page.waitForFunction(() => !document.querySelector("[aria-busy='true']"));
+  }
+
+  /** Goes to a page by its address, and waits until its heading is there. */
+  async go(hash, heading) {
+    await this.page.evaluate((to) => {
+      location.hash = to;
+    }, hash);
+    await this.page.locator("main h1", { hasText: heading }).waitFor();
+    await this.settled();
+  }
+
+  /** The paths of all pages that need no parameter, as whoever sits here has them in the navigation. */
+  async pages() {
+    const links = this.page.locator("#side nav a");
+    const hrefs = await links.evaluateAll((all) => all.map((one) => one.getAttribute("href")));
+    if (hrefs.length === 0) throw new Error("the navigation is empty");
+    return hrefs.map((href) => href.replace(/^#/, ""));
+  }
+
+  /** Goes to a path, whatever its heading is, and waits until the page is all there. */
+  async visit(path) {
+    await this.page.evaluate((to) => {
+      if (location.hash === to) return;
+      // So that what was there before is not taken for it.
+      document.querySelector("main h1")?.remove();
+      location.hash = to;
+    }, `#${path}`);
+    await this.settled();
+  }
+
+  /** What is inside the dialog on top. */
+  get dialog() {
+    return this.page.getByRole("dialog").last();
+  }
+
+  /** A message with this text. */
+  async told(text) {
+    await this.page.locator(".message", { hasText: text }).last().waitFor();
+  }
+
+  /** Fails when the page, or a dialog on it, is wider than the window. */
+  async fits(what) {
+    const wide = await this.page.evaluate(() => {
+      const beyond = (node) => node.scrollWidth - node.clientWidth;
+      return [document.documentElement, ...document.querySelectorAll("dialog")].map(beyond).find((by) => by > 0) ?? 0;
+    });
+    if (wide > 0) throw new Error(`${what} scrolls sideways, by ${wide} px`);
   }
 
   /** A picture of the whole page, among the artefacts. */
