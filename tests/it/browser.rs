@@ -18,7 +18,7 @@ use crate::support::sidekey::{Options, Sidekey};
 /// How long all flows together may take, on a machine that does other things too.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Those whose answers do not come in each other's way.
-const SIDEKEYS: [&str; 2] = ["main", "crowd"];
+const SIDEKEYS: [&str; 5] = ["main", "paging", "roles", "hostile", "crowd"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flows() {
@@ -45,12 +45,15 @@ async fn flows() {
         "chromium": "/usr/bin/chromium",
         "shots": Path::new(env!("CARGO_TARGET_TMPDIR")).join("console"),
         "sidekeys": described.collect::<serde_json::Map<_, _>>(),
+        // Flows by name, and pages from the disk: while one works on them.
         "only": std::env::var("SIDEKEY_TEST_FLOWS").ok(),
+        "ui": std::env::var("SIDEKEY_TEST_UI").ok().map(|folder| vec![folder]),
     });
     let mut command = Command::new("node");
     command.arg("run.js").current_dir(source()).env("SIDEKEY_TEST", given.to_string());
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).stderr(Stdio::inherit()).output();
-    let output = timeout(PATIENCE, output).await.expect("the flows end").expect("node runs");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    let output = command.spawn().expect("node runs").wait_with_output();
+    let output = timeout(PATIENCE, output).await.expect("the flows end").expect("our own child");
     let said = String::from_utf8_lossy(&output.stdout);
     let report: Value = serde_json::from_str(said.lines().last().unwrap_or_default()).unwrap_or_default();
     eprintln!("{report:#}");

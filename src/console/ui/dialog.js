@@ -42,6 +42,8 @@ export function dialog({ title, body, actions, wide = false, stay = false }) {
   addEventListener("hashchange", leave);
   document.body.append(node);
   node.showModal();
+  // A form begins with its first field, not with the way out.
+  if (!node.querySelector("[autofocus]")) node.querySelector(".dialog-body :is(input, select, textarea)")?.focus();
   return { node, close, closed };
 }
 

@@ -2,6 +2,7 @@
 //
 //   const name = text({ name: "name", label: "Name", required: true, help: "…" });
 //   secret(…)  number(…)  area(…)  select({ options: [[value, label]] })  checkbox(…)  list(…)
+//   row(a, b)  group({ title, help, open }, a, row(b, c))     side by side; folded away
 //   form({ fields: [name, …], action: "Create", submit: async (values) => …, cancel })
 //
 // A field is { name, node, input, value, error(text) }; `value` reads it, and null is "nothing said". A list is written one
@@ -113,15 +114,34 @@ export function checkbox({ name, label, help, value = false }) {
 /** Fields side by side, where there is room. */
 export const row = (...fields) => ({ row: fields });
 
+/** Fields that are folded away unless `open`. */
+export const group = ({ title, help, open = false }, ...fields) => ({ group: { title, help, open }, fields: fields.filter(Boolean) });
+
+const flatten = (one) => one.row ?? one.fields?.flatMap(flatten) ?? [one];
+
+function laid(one) {
+  if (one.row) return h("div", { class: "row" }, one.row.map((field) => field.node));
+  if (!one.group) return one.node;
+  const { title, help, open } = one.group;
+  return h("details", { class: "group", open }, h("summary", null, title), h("div", { class: "fields" }, help && h("p", { class: "help" }, help), one.fields.map(laid)));
+}
+
+/** Says what is wrong with a field, wherever it is folded away. */
+function blame(field, words) {
+  const folded = field.input.closest("details");
+  if (folded) folded.open = true;
+  field.error(words);
+}
+
 export function form({ fields, action, submit, cancel, danger = false, before }) {
-  const flat = fields.flatMap((one) => one.row ?? [one]);
+  const flat = fields.flatMap(flatten);
   const foot = h("div", { class: "form-error", role: "alert" });
   const send = h("button", { class: ["button", danger ? "danger" : "primary"], type: "submit" }, action);
   const body = h(
     "fieldset",
     { class: "bare" },
     before,
-    fields.map((one) => (one.row ? h("div", { class: "row" }, one.row.map((field) => field.node)) : one.node)),
+    fields.map(laid),
     foot,
     h("div", { class: "buttons" }, cancel && h("button", { class: "button", on: { click: cancel } }, "Cancel"), send),
   );
@@ -133,8 +153,8 @@ export function form({ fields, action, submit, cancel, danger = false, before })
     for (const field of flat) field.error(null);
     const missing = flat.filter((field) => field.input.required && !said(field.input));
     const wrong = flat.filter((field) => !missing.includes(field) && field.input.validity && !field.input.validity.valid);
-    for (const field of missing) field.error("This is needed.");
-    for (const field of wrong) field.error(field.input.validationMessage);
+    for (const field of missing) blame(field, "This is needed.");
+    for (const field of wrong) blame(field, field.input.validationMessage);
     if (missing.length + wrong.length > 0) return [...missing, ...wrong][0].input.focus();
     body.disabled = true;
     node.setAttribute("aria-busy", "true");
@@ -156,9 +176,11 @@ function tell(error, fields, foot) {
   if (!known) console.error(error);
   const words = known ? [error.detail ?? error.title, error.fix].filter(Boolean).join(" – ") : String(error?.message ?? error);
   const name = known ? error.field : null;
-  const field = name && fields.find((one) => name === one.name || name.startsWith(`${one.name}.`) || name.startsWith(`${one.name}[`));
+  const fits = (one) => name === one.name || name.startsWith(`${one.name}.`) || name.startsWith(`${one.name}[`);
+  // Or one within what was named: a budget of several.
+  const field = name && (fields.find(fits) ?? fields.find((one) => one.name.startsWith(`${name}.`)));
   if (field) {
-    field.error(words);
+    blame(field, words);
     field.input.focus();
   } else replace(foot, h("p", null, name && [h("code", null, name), " "], words));
 }

@@ -33,6 +33,9 @@ export function compact(value) {
   return Number.isInteger(value) ? String(value) : trim(value.toFixed(size < 10 ? 2 : 1));
 }
 
+/** counted(1, "key") "1 key", counted(56300, "key") "56.3 k keys" */
+export const counted = (value, thing) => `${compact(value)} ${thing}${value === 1 ? "" : "s"}`;
+
 const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
 
 export const percent = (part) => (missing(part) ? NONE : `${trim((part * 100).toFixed(part < 0.1 ? 1 : 0))}${GAP}%`);

@@ -27,7 +27,7 @@ const PATHS = {
   right: "M10 6l6 6-6 6",
   table: "M4 5h16v14H4zM4 10h16M10 10v9",
   refresh: "M20 11a8 8 0 0 0-14-4L4 9M4 4v5h5M4 13a8 8 0 0 0 14 4l2-2M20 20v-5h-5",
-  more: "M5 12h.01M12 12h.01M19 12h.01",
+  more: "M4 12a1 1 0 1 0 2 0 1 1 0 1 0-2 0M11 12a1 1 0 1 0 2 0 1 1 0 1 0-2 0M18 12a1 1 0 1 0 2 0 1 1 0 1 0-2 0",
 };
 
 export function icon(name) {

@@ -9,4 +9,8 @@
 
 export const PAGES = [
   { path: "/overview", label: "Overview", icon: "overview", least: "reader", own: true, load: () => import("./pages/overview.js") },
+  { path: "/providers", label: "Providers", icon: "providers", least: "reader", own: true, load: () => import("./pages/providers.js") },
+  { path: "/keys", label: "API keys", icon: "keys", least: "reader", own: true, load: () => import("./pages/keys.js") },
+  { path: "/keys/{id}", under: "/keys", least: "reader", own: true, load: () => import("./pages/key.js") },
+  { path: "/pools", label: "Pools and plans", icon: "pools", least: "reader", load: () => import("./pages/pools.js") },
 ];

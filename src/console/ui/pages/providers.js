@@ -1,6 +1,6 @@
 // Providers, six at a time, with their keys.
 
-import { gather, request } from "../api.js";
+import { gather } from "../api.js";
 import { h, outside, replace } from "../dom.js";
 import { keepFocus } from "../focus.js";
 import { number } from "../format.js";
@@ -21,14 +21,14 @@ export async function render(root, { query, keep, signal, actions }) {
   const list = h("div");
 
   const load = async () => {
-    const [{ data }, keys] = await Promise.all([
-      request("GET", "/api/providers", { signal }),
+    const [providers, keys] = await Promise.all([
+      gather("/api/providers", "providers", { signal }),
       gather("/api/provider-keys", "provider_keys", { most: 5000, signal }),
     ]);
     state.more = keys.more;
     state.keys = Map.groupBy(keys.items, (key) => key.provider);
     const count = (provider) => state.keys.get(provider.id)?.length ?? 0;
-    state.providers = data.providers.toSorted((a, b) => Number(count(b) > 0) - Number(count(a) > 0));
+    state.providers = providers.items.toSorted((a, b) => Number(count(b) > 0) - Number(count(a) > 0));
     state.show ??= state.keys.size > 0 ? "used" : "all";
   };
   const draw = () =>
