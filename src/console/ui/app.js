@@ -84,7 +84,8 @@ function frame(who, table) {
     fold(false);
     menu.focus();
   });
-  const name = who.token?.name;
+  const name = who.token?.name !== (who.user ?? who.role) && who.token?.name;
+  const role = who.user === null ? who.role : `user ${who.user}`;
   replace(
     side,
     h("div", { class: "brand" }, mark(), h("span", null, "sidekey"), menu),
@@ -92,7 +93,7 @@ function frame(who, table) {
     h(
       "div",
       { class: "who" },
-      h("p", null, name && [outside(name, { max: 40 }), " · "], h("b", null, outside(who.user ?? who.role, { max: 40 }))),
+      h("p", null, name && [outside(name, { max: 40 }), " · "], h("b", null, outside(role, { max: 40 }))),
       h(
         "div",
         { class: "who-buttons" },

@@ -162,7 +162,8 @@ function axes({ width, height, left, wide, steps, middle, y }, labels, format) {
   const every = Math.max(Math.ceil((labels.length * 64) / wide), 1);
   // Counted from the end: the last one is what people look at.
   const shown = [...labels.keys()].filter((at) => (labels.length - 1 - at) % every === 0);
-  const anchor = (at) => (middle(at) > width - 30 ? "end" : middle(at) < left + 20 ? "start" : "middle");
+  const half = (at) => labels[at].length * 3.2;
+  const anchor = (at) => (middle(at) + half(at) > width ? "end" : middle(at) - half(at) < 0 ? "start" : "middle");
   return s(
     "g",
     { class: "axes" },

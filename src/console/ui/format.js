@@ -134,3 +134,17 @@ export function when(iso) {
   if (missing(iso)) return h("span", { class: "quiet" }, NONE);
   return h("time", { datetime: iso, title: `${absolute(iso)} (${iso})` }, ago(iso));
 }
+
+/** The UTC days from one time to before another, "2026-11-26" each: what usage is kept by. */
+export function utcDays(from, to) {
+  const days = [];
+  const end = new Date(to).getTime();
+  for (let at = new Date(`${String(from).slice(0, 10)}T00:00:00Z`).getTime(); at < end && days.length < 3700; at += 86_400_000) days.push(new Date(at).toISOString().slice(0, 10));
+  return days;
+}
+
+/** "26 Nov", of a day as usage is kept by. */
+export function shortDay(text) {
+  const date = new Date(`${text}T00:00:00Z`);
+  return Number.isNaN(date.getTime()) ? String(text) : date.toLocaleDateString("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
+}

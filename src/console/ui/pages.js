@@ -12,5 +12,8 @@ export const PAGES = [
   { path: "/providers", label: "Providers", icon: "providers", least: "reader", own: true, load: () => import("./pages/providers.js") },
   { path: "/keys", label: "API keys", icon: "keys", least: "reader", own: true, load: () => import("./pages/keys.js") },
   { path: "/keys/{id}", under: "/keys", least: "reader", own: true, load: () => import("./pages/key.js") },
+  { path: "/usage", label: "Usage", icon: "usage", least: "reader", own: true, load: () => import("./pages/usage.js") },
   { path: "/pools", label: "Pools and plans", icon: "pools", least: "reader", load: () => import("./pages/pools.js") },
+  { path: "/audit", label: "Audit", icon: "audit", least: "reader", load: () => import("./pages/audit.js") },
+  { path: "/settings", label: "Settings", icon: "settings", least: "reader", load: () => import("./pages/settings.js") },
 ];

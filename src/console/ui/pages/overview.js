@@ -6,7 +6,7 @@ import { request } from "../api.js";
 import { chart } from "../chart.js";
 import { h, outside, replace } from "../dom.js";
 import { failure } from "../failure.js";
-import { clock, compact, ms, number, usd, usdNumber, usdSum, when } from "../format.js";
+import { clock, compact, ms, number, shortDay, usd, usdNumber, usdSum, utcDays, when } from "../format.js";
 import { badge, card, empty, every, figure, figures, status } from "../parts.js";
 import { may } from "../session.js";
 
@@ -49,7 +49,7 @@ function drawToday({ totals }) {
     figure({ label: "Requests today", value: number(requests), note: "UTC day" }),
     figure({ label: "Tokens today", value: compact(inputs), note: cached }),
     figure({ label: "Cost today", value: usd(cost ?? "0"), note: unpriced > 0 ? `${number(unpriced)} without a price` : null }),
-    figure({ label: "Not ended well", value: number(failed), note: requests > 0 ? `${((failed / requests) * 100).toFixed(1)} %` : null, tone: failed > 0 && failed / requests > 0.05 ? "bad" : null }),
+    figure({ label: "Failed today", value: number(failed), note: requests > 0 ? `${((failed / requests) * 100).toFixed(1)} %` : null, tone: failed > 0 && failed / requests > 0.05 ? "bad" : null }),
   );
 }
 
@@ -58,7 +58,7 @@ async function drawTrouble(all, signal) {
   const keys = (await ask("/api/provider-keys", { limit: 1000 })).provider_keys;
   const ill = keys.filter((key) => !["active", "disabled"].includes(key.status));
   const state = all ? await ask("/api/status") : null;
-  const alerts = all ? (await ask("/api/alerts", { min_severity: "warning", limit: 6 })).alerts : [];
+  const alerts = all ? (await ask("/api/alerts", { min_severity: "warning", limit: 50 })).alerts : [];
   return [
     state && standing(state),
     h("div", { class: "halves" }, keyCard(keys, ill), all && alertCard(alerts)),
@@ -82,17 +82,26 @@ function keyCard(keys, ill) {
   const row = (key) =>
     h("li", null, status(key.status), h("b", null, outside(key.name, { max: 60 })), h("span", { class: "quiet" }, outside(key.provider, { max: 40 })), key.until && h("span", { class: "quiet" }, "until ", when(key.until)), key.last_error && h("span", { class: "quiet" }, outside(key.last_error, { max: 200 })));
   const count = keys.filter((key) => key.status === "active").length;
-  let body = h("p", { class: "quiet" }, h("span", null, `All ${number(count)} that are switched on can be used.`));
+  let body = h("p", { class: "quiet" }, `${number(count)} of ${number(keys.length)} switched on, and all of them can be used.`);
   if (keys.length === 0) body = empty("No provider key yet: requests have nothing to pay with.");
   else if (ill.length > 0) body = h("ul", { class: "plain" }, ill.slice(0, 6).map(row));
   const note = ill.length > 6 && h("p", { class: "quiet" }, `and ${number(ill.length - 6)} more`);
   return card({ title: "Provider keys", actions: ill.length > 0 ? badge("bad", `${number(ill.length)} of ${number(keys.length)} in trouble`) : keys.length > 0 && badge("ok", "well") }, body, note);
 }
 
-function alertCard(alerts) {
-  const row = (alert) => h("li", null, status(alert.severity), h("span", null, outside(alert.message, { max: 240 })), h("span", { class: "quiet small" }, outside(alert.subject, { max: 80 }), " · ", when(alert.time)));
+function alertCard(all) {
+  // What was told of one thing again and again is one line, the newest.
+  const told = new Map();
+  for (const alert of all) {
+    const about = `${alert.kind} ${alert.subject}`;
+    const first = told.get(about);
+    if (first) first.times += 1;
+    else told.set(about, { ...alert, times: 1 });
+  }
+  const alerts = [...told.values()].slice(0, 6);
+  const row = (alert) => h("li", null, status(alert.severity), h("span", null, outside(alert.message, { max: 240 })), h("span", { class: "quiet small" }, outside(alert.subject, { max: 80 }), " · ", when(alert.time), alert.times > 1 && ` · ${number(alert.times)} times of late`));
   const body = alerts.length > 0 ? h("ul", { class: "plain" }, alerts.map(row)) : h("p", { class: "quiet" }, "Nothing since the start.");
-  return card({ title: "Alerts", actions: alerts.length === 0 && badge("ok", "quiet") }, body);
+  return card({ title: "Alerts", actions: alerts.length === 0 && badge("ok", "none") }, body);
 }
 
 /** Live charts: asked for again while the page is looked at. */
@@ -169,7 +178,7 @@ const drawing = (...series) => (figures) => ({ labels: figures.map((one) => one.
 const dollars = (value) => (value === null ? "–" : usd(value.toFixed(9)));
 
 const CHARTS = [
-  { title: "Requests", kind: "stacked", format: compact, of: drawing(["ended well", "well"], ["refused", "refusals", "s3"], ["errors", "errors", "bad-tone"]) },
+  { title: "Requests", kind: "stacked", format: compact, of: drawing(["ok", "well"], ["refused", "refusals", "s3"], ["errors", "errors", "bad-tone"]) },
   { title: "Tokens", kind: "stacked", format: compact, of: drawing(["input", "input"], ["input from cache", "cached", "s5"], ["output", "output", "s2"]) },
   { title: "Cost, US dollars", kind: "bar", format: dollars, of: drawing(["cost", "cost"]) },
   { title: "Time to first byte", kind: "line", format: ms, of: drawing(["half of them within", "p50"], ["95 % within", "p95", "s2"]) },
@@ -178,13 +187,15 @@ const CHARTS = [
 /** For users: their last days. */
 async function week(root, signal) {
   const { data } = await request("GET", "/api/usage", { query: { days: 14, by: "day" }, signal });
-  const labels = data.groups.map((group) => group.day);
-  const of = (name, read, tone) => ({ name, values: data.groups.map(read), tone });
+  const days = utcDays(data.from, data.to);
+  const known = new Map(data.groups.map((group) => [group.day, group]));
+  const labels = days.map(shortDay);
+  const of = (name, read, tone) => ({ name, values: days.map((day) => (known.has(day) ? read(known.get(day)) : 0)), tone });
   root.append(
     h(
       "div",
       { class: "halves" },
-      card({}, chart({ title: "Requests, last 14 days", kind: "stacked", labels, format: compact, series: [of("ended well", (group) => group.requests - group.failed), of("not ended well", (group) => group.failed, "bad-tone")] })),
+      card({}, chart({ title: "Requests, last 14 days", kind: "stacked", labels, format: compact, series: [of("ok", (group) => group.requests - group.failed), of("failed", (group) => group.failed, "bad-tone")] })),
       card({}, chart({ title: "Cost, US dollars", kind: "bar", labels, format: dollars, series: [of("cost", (group) => usdNumber(group.cost_usd))] })),
     ),
   );
