@@ -56,3 +56,40 @@ async fn a_code_logs_a_browser_in_once() {
     assert_eq!(ask(&sidekey, &end).await.0, 204);
     assert_eq!(ask(&sidekey, &get("/api/session", &session)).await.0, 401);
 }
+
+#[tokio::test]
+async fn the_console_is_served_to_be_kept_and_asked_for_again() {
+    let sidekey = Sidekey::start(&Options::new()).await;
+    let mut client = Client::connect(sidekey.admin).await.expect("it listens");
+    for (path, kind) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/ui/app.css", "text/css; charset=utf-8"),
+        ("/ui/app.js", "text/javascript; charset=utf-8"),
+        ("/ui/pages/usage.js", "text/javascript; charset=utf-8"),
+        ("/ui/icon.svg", "image/svg+xml"),
+    ] {
+        let request = Request::get(path).header("host", sidekey.admin.to_string());
+        let answer = client.send(&request).await.expect("it answers");
+        assert_eq!((answer.status, answer.headers.get("content-type")), (200, Some(kind)), "{path}");
+        for (name, want) in [
+            ("cache-control", "no-cache"),
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("cross-origin-opener-policy", "same-origin"),
+            ("cross-origin-resource-policy", "same-origin"),
+        ] {
+            assert_eq!(answer.headers.get(name), Some(want), "{path}: {name}");
+        }
+        let policy = answer.headers.get("content-security-policy").expect("a policy").to_owned();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{path}: {policy}");
+        assert!(policy.ends_with("require-trusted-types-for 'script'"), "{path}: {policy}");
+        let tag = answer.headers.get("etag").expect("a tag").to_owned();
+        let again = client.send(&request.clone().header("if-none-match", &tag)).await.expect("it answers");
+        assert_eq!((again.status, again.body.len(), again.headers.get("etag")), (304, 0, Some(&*tag)), "{path}");
+        assert_eq!(again.headers.get("content-security-policy"), Some(&*policy), "{path}");
+        let other = client.send(&request.header("if-none-match", "\"other\"")).await.expect("it answers");
+        assert_eq!((other.status, other.body), (200, answer.body), "{path}");
+    }
+    let none = Request::get("/ui/none.js").header("host", sidekey.admin.to_string());
+    assert_eq!(client.send(&none).await.expect("it answers").status, 404);
+}
