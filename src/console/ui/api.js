@@ -3,7 +3,8 @@
 //   const { data, etag } = await request("PATCH", `/api/keys/${enc(id)}`, { body, etag, signal });
 //   for await (const page of pages("/api/audit", { query, signal })) …     one answer a cursor
 //   const { items, more } = await gather("/api/keys", "keys", { most: 2000, signal })
-//   token() / keep(text) / forget()                                        what is shown to it, for this tab
+//   token() / keep(text) / forget()                                        what is shown to it, for this tab; `bearer`
+//                                                                          shows another token, this once
 //
 // A refusal throws ApiError with what the problem+json says: status, code, title, detail, field, fix. No answer at all is
 // one with status 0. After a 401 the login is shown (whoever called whenRefused), and the error is thrown all the same.
@@ -73,9 +74,10 @@ function search(query) {
   return said.length ? `?${new URLSearchParams(said)}` : "";
 }
 
-export async function request(method, path, { body, etag, signal, query } = {}) {
+export async function request(method, path, { body, etag, signal, query, bearer } = {}) {
   const headers = { accept: "application/json" };
-  if (held) headers.authorization = `Bearer ${held}`;
+  const shown = bearer ?? held;
+  if (shown) headers.authorization = `Bearer ${shown}`;
   if (etag) headers["if-match"] = etag;
   if (body !== undefined) headers["content-type"] = "application/json";
   let response;
@@ -94,7 +96,11 @@ export async function request(method, path, { body, etag, signal, query } = {}) 
     const fix = "see whether it runs: sidekey status";
     throw new ApiError({ status: 0, title: "No answer", detail: "sidekey does not answer", fix });
   }
-  if (!response.ok) throw await problem(response);
+  if (!response.ok) {
+    const error = await problem(response);
+    if (error.status === 401 && !bearer) refused(error);
+    throw error;
+  }
   const kind = response.headers.get("content-type") ?? "";
   const data = response.status === 204 ? null : kind.includes("json") ? await response.json() : await response.text();
   return { data, etag: response.headers.get("etag"), status: response.status };
@@ -108,9 +114,7 @@ async function problem(response) {
     // Something in between has answered: the status says what there is to say.
   }
   const retryAfter = Number(response.headers.get("retry-after")) || null;
-  const error = new ApiError({ title: `Status ${response.status}`, ...titled(said), status: response.status, retryAfter });
-  if (response.status === 401) refused(error);
-  return error;
+  return new ApiError({ title: `Status ${response.status}`, ...titled(said), status: response.status, retryAfter });
 }
 
 function titled(said) {

@@ -55,7 +55,7 @@ function out() {
   for (const open of document.querySelectorAll("dialog[open]")) open.close();
   const done = () => {
     why = null;
-    again();
+    again({ arrival: true });
   };
   login(main, { done, why });
   return null;

@@ -24,8 +24,8 @@ export function compact(value) {
   if (missing(value)) return NONE;
   const size = Math.abs(value);
   for (const [unit, name] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-    // 999,950 would be rounded to 1000.0 k.
-    if (size >= unit * 0.99995 && size >= 1000) {
+    // 999,500 and more would be rounded to 1,000 k.
+    if (size >= unit * 0.9995 && size >= 1000) {
       const part = value / unit;
       return `${Math.abs(part) < 99.95 ? trim(part.toFixed(1)) : grouped.format(Math.round(part))}${GAP}${name}`;
     }
@@ -78,7 +78,7 @@ function decimal(value) {
   return `${value < 0n ? "-" : ""}${size / ONE}${fraction && `.${fraction}`}`;
 }
 
-/** So many digits after the point that something is seen of it: two at least, and two that are not zero. */
+/** So many digits after the point that something is seen of it: two at least, and of less than a dollar three that count. */
 export function usd(text, { exact = false } = {}) {
   const value = missing(text) ? null : parts(text);
   if (value === null) return NONE;
@@ -87,7 +87,7 @@ export function usd(text, { exact = false } = {}) {
   if (exact) places = Math.max(2, decimal(size).split(".")[1]?.length ?? 0);
   else if (size > 0n && size < ONE) {
     const zeros = /^0*/.exec(String(size).padStart(DIGITS, "0"))[0].length;
-    places = Math.min(Math.max(zeros + 2, 2), DIGITS);
+    places = Math.min(Math.max(zeros + 3, 2), DIGITS);
   }
   const step = 10n ** BigInt(DIGITS - places);
   const rounded = ((size + step / 2n) / step) * step;

@@ -40,8 +40,8 @@ export function start(given) {
   show();
 }
 
-/** The same page once more. */
-export const again = () => show();
+/** The same page once more; on `arrival` as if one came to it. */
+export const again = ({ arrival = false } = {}) => show(arrival);
 
 function asked() {
   const [path, query] = location.hash.replace(/^#/, "").split("?", 2);
@@ -73,12 +73,12 @@ function decoded(part) {
   }
 }
 
-async function show() {
+async function show(arrival = false) {
   let { path, query } = asked();
   turn?.abort();
   turn = new AbortController();
   const { signal } = turn;
-  const arriving = current !== null && current !== path;
+  const arriving = arrival || (current !== null && current !== path);
   current = path ?? "";
   try {
     const table = await places.enter({ signal });
@@ -92,7 +92,7 @@ async function show() {
     }
     await arrive(found, query, signal, arriving);
   } catch (error) {
-    if (!signal.aborted) frame("Something went wrong", arriving).root.append(failure(error, { retry: again }));
+    if (!signal.aborted) frame("Something went wrong", arriving).root.append(failure(error, { retry: () => again() }));
   }
 }
 
@@ -114,7 +114,7 @@ async function arrive({ page, params }, query, signal, arriving) {
   } catch (error) {
     if (signal.aborted) return;
     place ??= frame(page.label ?? NAME, arriving);
-    replace(place.root, failure(error, { retry: again }));
+    replace(place.root, failure(error, { retry: () => again() }));
   } finally {
     clearTimeout(slow);
     if (!signal.aborted) main.removeAttribute("aria-busy");
