@@ -78,14 +78,14 @@ function decimal(value) {
   return `${value < 0n ? "-" : ""}${size / ONE}${fraction && `.${fraction}`}`;
 }
 
-/** So many digits after the point that something is seen of it: two at least, and of less than a dollar three that count. */
+/** So many digits after the point that something is seen of it: two at least, and of less than ten cents three that count. */
 export function usd(text, { exact = false } = {}) {
   const value = missing(text) ? null : parts(text);
   if (value === null) return NONE;
   const size = value < 0n ? -value : value;
   let places = 2;
   if (exact) places = Math.max(2, decimal(size).split(".")[1]?.length ?? 0);
-  else if (size > 0n && size < ONE) {
+  else if (size > 0n && size < ONE / 10n) {
     const zeros = /^0*/.exec(String(size).padStart(DIGITS, "0"))[0].length;
     places = Math.min(Math.max(zeros + 3, 2), DIGITS);
   }
