@@ -41,17 +41,19 @@ const OF = {
 
 export async function render(root, { query, signal, keep, actions }) {
   const asked = read(query);
-  const page = { asked, signal, report: null, named: (id) => id };
+  const page = { asked, signal, report: null, named: (id) => id, filters: new Map() };
   const [bar, body] = [h("div", { class: "page" }), h("div", { class: "page" })];
   replace(root, bar, body);
   const take = h("button", { class: "button", disabled: true, on: { click: () => page.report && save(page) } }, icon("download"), "CSV");
   replace(actions, take);
 
   let turn = 0;
-  const change = async (next) => {
+  /** Looks at something else; `act` is what has the focus then, as what had it is drawn anew. */
+  const change = async (next, act) => {
     Object.assign(asked, next);
     keep(written(asked));
     replace(bar, controls(page, change));
+    if (act) bar.querySelector(`[data-act="${act}"]`)?.focus();
     turn += 1;
     const mine = turn;
     body.setAttribute("aria-busy", "true");
@@ -59,6 +61,7 @@ export async function render(root, { query, signal, keep, actions }) {
       const drawn = await draw(page, change);
       if (mine !== turn || signal.aborted) return;
       replace(body, drawn);
+      for (const [filter, named] of page.filters) bar.querySelector(`[data-act="without-${filter}"] bdi`)?.replaceWith(chipWords(filter, asked.filters[filter], named));
       take.disabled = page.report.groups.length === 0;
     } catch (error) {
       if (mine === turn && !signal.aborted) replace(body, failure(error, { retry: () => change({}) }));
@@ -96,7 +99,10 @@ const ask = async (query, signal) => (await request("GET", "/api/usage", { query
 async function draw(page, change) {
   const { asked, signal } = page;
   const span = { ...within(asked), ...asked.filters };
-  const [report, byDay, named] = await Promise.all([ask({ ...span, by: asked.by }, signal), ask({ ...span, by: "day" }, signal), names(asked.by, { signal })]);
+  const [report, byDay] = await Promise.all([ask({ ...span, by: asked.by }, signal), ask({ ...span, by: "day" }, signal)]);
+  const ids = report.groups.map((group) => group[asked.by]).filter((id) => id !== null);
+  const named = await names(asked.by, { ids, signal });
+  for (const filter of ["key", "provider_key"]) if (asked.filters[filter]) page.filters.set(filter, await names(filter, { ids: [asked.filters[filter]], signal }));
   Object.assign(page, { report, named });
   const of = OF[asked.of];
   const groups = [...report.groups].sort((a, b) => of.read(b) - of.read(a));
@@ -180,7 +186,7 @@ function rows(page, groups, change) {
     const text = outside(label(page, group), { max: 80 });
     const value = group[asked.by];
     if (!filter || value === null || asked.filters[filter] === value) return text;
-    return h("button", { class: "button link", title: "Look at this alone", on: { click: () => change({ filters: { ...asked.filters, [filter]: value } }) } }, text);
+    return h("button", { class: "button link", title: "Look at this alone", on: { click: () => change({ filters: { ...asked.filters, [filter]: value } }, `without-${filter}`) } }, text);
   };
   const columns = [
     { label: name, head: true, cell: narrow, foot: () => "All" },
@@ -204,28 +210,28 @@ function rows(page, groups, change) {
 function controls(page, change) {
   const { asked } = page;
   const dimensions = Object.entries(BY).filter(([, { all }]) => !(all && self()));
-  const pressed = (on, text, listener) => h("button", { class: "button", "aria-pressed": String(on), on: { click: listener } }, text);
-  const spans = DAYS.map((days) => pressed(asked.days === days, `${days} days`, () => change({ days, from: null, to: null })));
+  const pressed = (act, on, text, next) => h("button", { class: "button", "data-act": act, "aria-pressed": String(on), on: { click: () => change(next(), act) } }, text);
+  const spans = DAYS.map((days) => pressed(`days-${days}`, asked.days === days, `${days} days`, () => ({ days, from: null, to: null })));
   const today = new Date().toISOString().slice(0, 10);
   const open = asked.from !== null;
   const date = (name, words, value) => {
     const id = unique(name);
-    return h("div", { class: "field" }, h("label", { for: id }, words), h("input", { type: "date", id, value: value ?? "", max: today, on: { change: (event) => event.target.value && change({ days: null, from: asked.from ?? today, to: asked.to, [name]: event.target.value }) } }));
+    return h("div", { class: "field" }, h("label", { for: id }, words), h("input", { type: "date", id, "data-act": name, value: value ?? "", max: today, on: { change: (event) => event.target.value && change({ days: null, from: asked.from ?? today, to: asked.to, [name]: event.target.value }, name) } }));
   };
   const byId = unique("by");
   return [
     h(
       "div",
       { class: "spread controls" },
-      h("div", { class: "choice", role: "group", "aria-label": "Time" }, spans, pressed(open, "Dates…", () => change({ days: null, from: asked.from ?? new Date(Date.now() - 13 * 86_400_000).toISOString().slice(0, 10), to: asked.to ?? today }))),
-      h("div", { class: "choice", role: "group", "aria-label": "Figure" }, Object.entries(OF).map(([of, { label: text }]) => pressed(asked.of === of, text, () => change({ of })))),
+      h("div", { class: "choice", role: "group", "aria-label": "Time" }, spans, pressed("dates", open, "Dates…", () => ({ days: null, from: asked.from ?? new Date(Date.now() - 13 * 86_400_000).toISOString().slice(0, 10), to: asked.to ?? today }))),
+      h("div", { class: "choice", role: "group", "aria-label": "Figure" }, Object.entries(OF).map(([of, { label: text }]) => pressed(`of-${of}`, asked.of === of, text, () => ({ of })))),
     ),
     h(
       "div",
       { class: "filters" },
       open && date("from", "From", asked.from),
       open && date("to", "To, that day included", asked.to),
-      h("div", { class: "field" }, h("label", { for: byId }, "By"), h("select", { id: byId, value: asked.by, on: { change: (event) => change({ by: event.target.value }) } }, dimensions.map(([value, { label: text }]) => h("option", { value }, text)))),
+      h("div", { class: "field" }, h("label", { for: byId }, "By"), h("select", { id: byId, "data-act": "by", value: asked.by, on: { change: (event) => change({ by: event.target.value }, "by") } }, dimensions.map(([value, { label: text }]) => h("option", { value }, text)))),
       narrowing(page, change, dimensions),
     ),
     chips(page, change),
@@ -242,25 +248,31 @@ function narrowing({ asked, signal }, change, dimensions) {
     if (what.value === "") return replace(value, h("option", { value: "" }, "–"));
     const by = what.value;
     try {
-      const [report, named] = await Promise.all([ask({ ...within(asked), by }, signal), names(by, { signal })]);
-      const used = report.groups.map((group) => group[by]).filter((one) => one !== null);
-      replace(value, h("option", { value: "" }, used.length > 0 ? "choose…" : "none was used"), used.slice(0, 500).map((one) => h("option", { value: one }, named(one).slice(0, 100))));
+      const report = await ask({ ...within(asked), by }, signal);
+      const used = report.groups.map((group) => group[by]).filter((one) => one !== null).slice(0, 500);
+      const named = await names(by, { ids: used, signal });
+      replace(value, h("option", { value: "" }, used.length > 0 ? "choose…" : "none was used"), used.map((one) => h("option", { value: one }, named(one).slice(0, 100))));
       value.disabled = used.length === 0;
     } catch (error) {
       if (error?.name !== "AbortError") replace(value, h("option", { value: "" }, "cannot be read"));
     }
   });
-  value.addEventListener("change", () => value.value !== "" && change({ filters: { ...asked.filters, [BY[what.value].filter]: value.value } }));
+  value.addEventListener("change", () => {
+    const { filter } = BY[what.value];
+    if (value.value !== "") change({ filters: { ...asked.filters, [filter]: value.value } }, `without-${filter}`);
+  });
   return [h("div", { class: "field" }, h("label", { for: whatId }, "Only of one"), what), h("div", { class: "field" }, h("label", { for: valueId }, "Which"), value)];
 }
 
-function chips({ asked, named }, change) {
+const chipWords = (filter, value, named) => outside(`${BY[filter].label}: ${named(value)}`, { max: 60 });
+
+function chips({ asked, filters }, change) {
   const entries = Object.entries(asked.filters);
   if (entries.length === 0) return null;
   const without = (filter) => Object.fromEntries(entries.filter(([name]) => name !== filter));
   const chip = ([filter, value]) => {
-    const words = `${BY[filter].label}: ${asked.by === filter ? named(value) : value}`;
-    return h("li", null, h("button", { class: "button chip", on: { click: () => change({ filters: without(filter) }) } }, outside(words, { max: 60 }), icon("close"), h("span", { class: "unseen" }, "remove this filter")));
+    const words = chipWords(filter, value, filters.get(filter) ?? ((id) => id));
+    return h("li", null, h("button", { class: "button chip", "data-act": `without-${filter}`, on: { click: () => change({ filters: without(filter) }, "by") } }, words, icon("close"), h("span", { class: "unseen" }, ", remove this filter")));
   };
   return h("ul", { class: "chips", "aria-label": "Filters" }, entries.map(chip));
 }
