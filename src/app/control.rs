@@ -34,6 +34,7 @@ pub(super) struct Service<'a> {
     pub(super) api: Api,
     pub(super) admin_socket: Option<&'a Path>,
     pub(super) admin: Option<AdminTcp>,
+    pub(super) shown: Option<expiry::Shown>,
     pub(super) telemetry: Option<(TcpListener, Metrics, Readiness)>,
     pub(super) store: Store,
     pub(super) alerts: Alerts,
@@ -55,7 +56,7 @@ impl Control {
     /// Binds the admin socket, forgets the keys of commands that were killed, fetches references, and starts serving.
     pub(super) fn start(service: Service<'_>) -> Result<Self, StartError> {
         let Service { api, admin_socket, admin, telemetry, store, alerts, secrets, .. } = service;
-        let Service { keeper, activity, reloader, mut exporter, .. } = service;
+        let Service { keeper, activity, shown, reloader, mut exporter, .. } = service;
         let watched = store.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let references = store.references(secrets);
@@ -73,7 +74,8 @@ impl Control {
         let watch = drain.watch();
         let thread = std::thread::Builder::new().name("sidekey-control".to_owned()).spawn(move || {
             let clock = Clock::system();
-            let keeping = async { tokio::join!(keeper.work(), expiry::watch(&watched, &clock), look(&activity)) };
+            let keeping =
+                async { tokio::join!(keeper.work(), expiry::watch(&watched, shown.as_ref(), &clock), look(&activity)) };
             let served = runtime.block_on(async {
                 let exporting = async {
                     match &mut exporter {

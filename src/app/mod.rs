@@ -41,6 +41,7 @@ use crate::net::dial::Dialer;
 use crate::net::drain::Drain;
 use crate::net::listener;
 use crate::net::tls::{self, TlsClient};
+use crate::net::validity;
 use crate::net::via::{Said, Via};
 use crate::provider::Registry;
 use crate::proxy::{Proxy, ProxyParts, Shared};
@@ -190,6 +191,7 @@ impl Running {
         let control = control::Control::start(control::Service {
             api: api.clone(),
             admin_socket: listen.admin_socket.as_deref(),
+            shown: admin.as_ref().and_then(|_| shown(loaded)),
             admin,
             telemetry: telemetry.map(|listener| (listener, metrics, readiness.clone())),
             store: store.clone(),
@@ -277,6 +279,12 @@ fn bind_admin(address: SocketAddr, loaded: &Loaded) -> Result<AdminTcp, StartErr
     let tls = files.map(|[cert, key, client_ca]| tls::mutual_server(cert, key, client_ca));
     let tls = tls.transpose().map_err(StartError::AdminTls)?;
     Ok(AdminTcp { listener: bind("listen.admin", address)?, hosts: section.hosts.clone(), tls })
+}
+
+/// The certificate that clients of the admin API are shown.
+fn shown(loaded: &Loaded) -> Option<expiry::Shown> {
+    let file = loaded.config.admin.tls.cert.clone()?;
+    Some(expiry::Shown { ends_ms: validity::file_ends_ms(&file)?, file })
 }
 
 /// The kernel leads each family to its own loopback address.

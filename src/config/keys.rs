@@ -98,7 +98,7 @@ pub static KEYS: &[Key] = &[
         "[]",
         "Hosts by which listen.admin may be called, beside localhost, 127.0.0.1 and [::1].",
     ),
-    key(
+    fixed(
         "admin.tls.cert",
         Kind::Text,
         "",

@@ -18,4 +18,5 @@ pub mod splice;
 pub mod tls;
 pub mod tunnel;
 pub mod upstream;
+pub mod validity;
 pub mod via;

@@ -133,6 +133,8 @@ const CASES: &[(&str, &str, &str, u16)] = &[
     ("an admin acts as two", "GET /api/keys\nHOST\nADMIN\nx-user-id: alice\nx-user-id: bob", "", 400),
     ("a user reads plans", "GET /api/plans\nHOST\nALICE", "", 403),
     ("a user reads the audit log", "GET /api/audit\nHOST\nALICE", "", 403),
+    ("a user reads the settings", "GET /api/config\nHOST\nALICE", "", 403),
+    ("a user reads what all do", "GET /api/activity\nHOST\nALICE", "", 403),
     // What belongs to others.
     ("another's key", "GET /api/keys/BOBS\nHOST\nALICE", "", 404),
     (
