@@ -62,8 +62,11 @@ function nodes(children) {
   return children
     .flat(Infinity)
     .filter((child) => child !== null && child !== undefined && child !== false && child !== true)
-    .map((child) => (child instanceof Node ? child : document.createTextNode(String(child))));
+    .map((child) => (child instanceof Node ? child : document.createTextNode(tame(child))));
 }
+
+/** Marks that turn text around reach beyond the element they are in, where they are not ended: they are shown, not obeyed. */
+const tame = (text) => String(text).replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 
 export function h(tag, props, ...children) {
   if (!TAGS.has(tag)) throw new TypeError(`not a tag of ours: ${tag}`);

@@ -64,7 +64,6 @@ async function user(bench, bobs) {
   await seat.dialog.getByRole("button", { name: "Create" }).click();
   await page.getByRole("heading", { name: "The key is made" }).waitFor();
   await page.getByRole("button", { name: "I have put it away" }).click();
-  await page.getByRole("link", { name: "one more app" }).click();
   await page.locator("main h1", { hasText: "one more app" }).waitFor();
   await seat.settled();
   await page.getByRole("button", { name: "Edit", exact: true }).click();

@@ -79,7 +79,7 @@ export async function createKey({ done }) {
   const answer = await box.closed;
   if (!answer?.made) return;
   await shown("The key is made", answer.made);
-  await done();
+  await done(answer.made.key_data);
 }
 
 const shown = (title, { key, key_data: data }) =>

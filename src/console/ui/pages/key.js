@@ -5,7 +5,7 @@ import { chart } from "../chart.js";
 import { h, outside, replace } from "../dom.js";
 import { failure } from "../failure.js";
 import { keepFocus } from "../focus.js";
-import { absolute, compact, number, usd, usdNumber, when } from "../format.js";
+import { absolute, compact, counted, number, usd, usdNumber, when } from "../format.js";
 import { card, facts, figure, figures, status } from "../parts.js";
 import { standing } from "../policy.js";
 import { go, link } from "../router.js";
@@ -130,7 +130,7 @@ function usage(report, count) {
   const values = (read) => list.map(({ group }) => (group ? (read(group) ?? 0) : 0));
   const { totals } = report;
   return [
-    h("p", { class: "small" }, `${number(totals.requests)} requests, ${compact(totals.tokens.total ?? 0)} tokens, ${usd(totals.cost_usd ?? "0")} in ${count} days; ${number(totals.failed)} failed.`),
+    h("p", { class: "small" }, `${counted(totals.requests, "request")}, ${compact(totals.tokens.total ?? 0)} tokens, ${usd(totals.cost_usd ?? "0")} in ${count} days; ${number(totals.failed)} failed.`),
     h(
       "div",
       { class: "thirds" },

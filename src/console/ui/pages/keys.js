@@ -8,7 +8,7 @@ import { compact, counted, usd, when } from "../format.js";
 import { icon } from "../icons.js";
 import { empty, status } from "../parts.js";
 import { standing } from "../policy.js";
-import { link } from "../router.js";
+import { go, link } from "../router.js";
 import { may } from "../session.js";
 import { createKey } from "./key-forms.js";
 import { keyButtons } from "./key-actions.js";
@@ -52,7 +52,8 @@ export async function render(root, { query, keep, signal, actions }) {
   };
 
   if (may("operator", { own: true })) {
-    const create = () => createKey({ done: filtered });
+    // The list begins with the oldest: the new one is looked at by itself.
+    const create = () => createKey({ done: ({ id }) => go(`/keys/${id}`) });
     actions.append(h("button", { class: "button primary", "data-act": "create", on: { click: create } }, icon("plus"), "Create a key"));
   }
   const only = Object.entries(narrow).map(([name, value]) => h("p", null, `Only keys of the ${name} `, h("b", null, outside(value, { max: 80 })), ". ", h("a", { href: link("/keys") }, "Show all")));
