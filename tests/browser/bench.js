@@ -250,9 +250,10 @@ export class Seat {
     if (wide > 0) throw new Error(`${what} scrolls sideways, by ${wide} px`);
   }
 
-  /** A picture of the whole page, among the artefacts. */
+  /** A picture of the whole page, or of the window with its dialog, among the artefacts. */
   async shot(name) {
-    await this.page.screenshot({ path: join(this.bench.given.shots, `${name}.png`), fullPage: true, animations: "disabled" });
+    const fullPage = (await this.page.locator("dialog[open]").count()) === 0;
+    await this.page.screenshot({ path: join(this.bench.given.shots, `${name}.png`), fullPage, animations: "disabled" });
   }
 
   /** Nothing that axe finds wrong with the page as it is. */

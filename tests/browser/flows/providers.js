@@ -52,7 +52,7 @@ export async function run(bench) {
   await seat.dialog.getByRole("button", { name: "Add", exact: true }).click();
   await seat.told("The provider refuses anthropic/refused");
   await page.locator(".provider-key", { hasText: "refused" }).getByText("error", { exact: true }).waitFor();
-  await page.getByText(/^Refused by the provider: /).waitFor();
+  await page.getByText(/^Reason: the provider refuses the key/).waitFor();
 
   await more("refused", "Delete");
   await seat.dialog.getByRole("button", { name: "Delete" }).click();

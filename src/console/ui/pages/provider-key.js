@@ -22,7 +22,6 @@ const VERDICTS = {
   unreadable: ["bad", "The reference gives no key"],
   untestable: ["quiet", "It cannot be tested without spending"],
 };
-const REASONS = { error: "Refused by the provider: ", exhausted: "Used up: ", cooling: "Rests: " };
 /** The last test of each key, as long as the console is open. */
 const tested = new Map();
 
@@ -121,7 +120,7 @@ export function keyRow(key, { siblings, first, reload }) {
       when(key.since ?? key.created),
       key.until && [" · until ", when(key.until)],
     ),
-    key.last_error && key.status !== "active" && h("p", { class: "reason" }, REASONS[key.status] ?? "Because: ", outside(key.last_error, { max: 300 })),
+    key.last_error && key.status !== "active" && h("p", { class: "reason" }, "Reason: ", outside(key.last_error, { max: 300 })),
     key.models.length > 0 && h("div", { class: "tags" }, key.models.slice(0, 6).map((model) => h("span", { class: "tag" }, outside(model, { max: 48 }))), key.models.length > 6 && h("span", { class: "tag" }, `and ${key.models.length - 6} more`)),
     standing(key.in_force, { own: "provider_key", most: 4 }),
     h(
