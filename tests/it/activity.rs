@@ -27,7 +27,8 @@ async fn requests_are_in_the_open_step_at_once() {
     let gate = Gate::new();
     let provider = Provider::always(Message::json(200, ANSWER)).await;
     let sidekey = Sidekey::with("openai", &provider.url()).await;
-    let key = sidekey.create_key(&["--rpm", "4"]).await.key;
+    let key = sidekey.create_key(&[]).await.key;
+    let narrow = sidekey.create_key(&["--name", "narrow", "--models", "other-*"]).await.key;
     let request = Request::post(CHAT, BODY).bearer(&key);
     assert_eq!(activity(&sidekey, "").await["now"], json!({"streams_in_flight": 0, "draining": false}));
 
@@ -35,12 +36,12 @@ async fn requests_are_in_the_open_step_at_once() {
     provider.push(Message::sse(["data: 1\n\n"]).gate(&gate).chunk("data: [DONE]\n\n"));
     let mut stream = open.start(&request).await.expect("an answer");
     stream.until("data: 1").await;
-    // Refused: a stranger, whom no provider's counters know, and the fifth in a minute. Failed: what the provider refuses.
+    // Refused: a stranger, whom no provider's counters know, and a model that is not allowed. Failed: what the provider refuses.
     assert_eq!(sidekey.send(&request).await.status, 200);
     let answered = sidekey.send(&request).await.request_id();
     provider.push(Message::json(400, r#"{"error":{"code":"bad","message":"no"}}"#));
     assert_eq!(sidekey.send(&request).await.status, 400);
-    assert_eq!(sidekey.send(&request).await.status, 429);
+    assert_eq!(sidekey.send(&Request::post(CHAT, BODY).bearer(&narrow)).await.status, 403);
     assert_eq!(sidekey.send(&Request::post(CHAT, BODY)).await.status, 401);
 
     let told = activity(&sidekey, "?minutes=2").await;
