@@ -4,7 +4,7 @@
 
 import { Bench } from "./bench.js";
 
-const FLOWS = ["journey", "providers", "conflicts", "door", "keyboard", "messages", "paging", "roles", "pages", "hostile", "crowd"];
+const FLOWS = ["journey", "providers", "conflicts", "door", "keyboard", "messages", "paging", "roles", "pages", "hostile", "figures", "records", "crowd"];
 
 const given = JSON.parse(process.env.SIDEKEY_TEST);
 const wanted = given.only ? given.only.split(",") : FLOWS;

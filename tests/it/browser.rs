@@ -18,7 +18,7 @@ use crate::support::sidekey::{Options, Sidekey};
 /// How long all flows together may take, on a machine that does other things too.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Those whose answers do not come in each other's way.
-const SIDEKEYS: [&str; 5] = ["main", "paging", "roles", "hostile", "crowd"];
+const SIDEKEYS: [&str; 6] = ["main", "paging", "roles", "hostile", "figures", "crowd"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flows() {

@@ -71,7 +71,7 @@ export function chart({ title, kind, labels, series, format = number, place = (l
     const words = described ?? `${kind === "line" ? "Lines" : "Bars"} of ${series.map((one) => one.name).join(", ")}`;
     const picture = s(
       "svg",
-      { role: "img", viewBox: `0 0 ${width} ${height}`, width, height, "aria-labelledby": `${id}-t ${id}-d` },
+      { role: "img", viewBox: `0 0 ${width} ${height}`, width, height, "aria-labelledby": `${id}-t`, "aria-describedby": `${id}-d` },
       s("title", { id: `${id}-t` }, title),
       s("desc", { id: `${id}-d` }, `${words}. ${labels.length} places, from ${place(labels[0])} to ${place(labels.at(-1))}.`),
       axes(geometry, labels, format),

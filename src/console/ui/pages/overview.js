@@ -8,6 +8,7 @@ import { h, outside, replace } from "../dom.js";
 import { failure } from "../failure.js";
 import { clock, compact, ms, number, shortDay, usd, usdNumber, usdSum, utcDays, when } from "../format.js";
 import { badge, card, empty, every, figure, figures, status } from "../parts.js";
+import { link } from "../router.js";
 import { may } from "../session.js";
 
 export const title = "Overview";
@@ -80,10 +81,10 @@ function standing({ ready, failing, draining, config, store }) {
 
 function keyCard(keys, ill) {
   const row = (key) =>
-    h("li", null, status(key.status), h("b", null, outside(key.name, { max: 60 })), h("span", { class: "quiet" }, outside(key.provider, { max: 40 })), key.until && h("span", { class: "quiet" }, "until ", when(key.until)), key.last_error && h("span", { class: "quiet" }, outside(key.last_error, { max: 200 })));
+    h("li", null, status(key.status), h("a", { href: link("/providers", { q: key.provider }) }, outside(key.name, { max: 60 })), h("span", { class: "quiet" }, outside(key.provider, { max: 40 })), key.until && h("span", { class: "quiet" }, "until ", when(key.until)), key.last_error && h("span", { class: "quiet" }, outside(key.last_error, { max: 200 })));
   const count = keys.filter((key) => key.status === "active").length;
   let body = h("p", { class: "quiet" }, `${number(count)} of ${number(keys.length)} switched on, and all of them can be used.`);
-  if (keys.length === 0) body = empty("No provider key yet: requests have nothing to pay with.");
+  if (keys.length === 0) body = empty("No provider key yet: requests have nothing to pay with.", h("a", { class: "button", href: link("/providers") }, "Providers"));
   else if (ill.length > 0) body = h("ul", { class: "plain" }, ill.slice(0, 6).map(row));
   const note = ill.length > 6 && h("p", { class: "quiet" }, `and ${number(ill.length - 6)} more`);
   return card({ title: "Provider keys", actions: ill.length > 0 ? badge("bad", `${number(ill.length)} of ${number(keys.length)} in trouble`) : keys.length > 0 && badge("ok", "well") }, body, note);
