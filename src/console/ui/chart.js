@@ -6,7 +6,7 @@
 //
 // kind: "line", "bar" or "stacked". `labels` name the places on the x axis, `values` are numbers or null, one a label.
 // `format` writes a value, `place` a label in full. The pointer or the arrow keys walk over the places and read them out; the
-// same figures stand in a table behind the button. Nothing moves. Series are told apart by their order in the legend too.
+// same figures stand in a table behind the button, the last first. Nothing moves. Series are told apart by their order in the legend too.
 
 import { h, outside, replace, s, unique } from "./dom.js";
 import { number } from "./format.js";
@@ -27,7 +27,7 @@ export function chart({ title, kind, labels, series, format = number, place = (l
   const walk = h("div", { class: "walk", tabindex: "0", role: "slider", "aria-label": `${title}, place by place`, "aria-valuemin": 0 });
   const nothing = h("div", { class: "chart-empty" }, h("p", null, "Nothing in this time."));
   const legend = h("ul", { class: "legend", "aria-label": "Legend" });
-  const figures = h("div", { class: "chart-table", hidden: true });
+  const figures = h("div", { class: "chart-table", hidden: true, tabindex: "0", role: "region", "aria-label": `${title}, as a table` });
   const swap = h("button", { class: "button bare", "aria-pressed": "false" }, icon("table"), "Show as table");
 
   const read = () => `${place(labels[at])}: ${series.map((one) => `${one.name} ${format(one.values[at] ?? null)}`).join(", ")}`;
@@ -126,7 +126,7 @@ function listed(title, labels, series, format, place) {
     { label: "At", head: true, cell: (at) => place(labels[at]) },
     ...series.map((one) => ({ label: one.name, figure: true, cell: (at) => format(one.values[at] ?? null) })),
   ];
-  return table({ caption: title, columns, rows: [...labels.keys()] });
+  return table({ caption: title, columns, rows: [...labels.keys()].reverse() });
 }
 
 /** Round numbers from zero to the highest value or beyond, four or five of them. */
@@ -159,7 +159,9 @@ function scales(width, height, kind, labels, series, format) {
 const round = (n) => Math.round(n * 10) / 10;
 
 function axes({ width, height, left, wide, steps, middle, y }, labels, format) {
-  const every = Math.max(Math.ceil((labels.length * 64) / wide), 1);
+  // Half as much again as the longest word: the last one may be moved in by half of it.
+  const room = Math.max(...labels.map((label) => label.length)) * 6.2 * 1.5 + 8;
+  const every = Math.max(Math.ceil((labels.length * room) / wide), 1);
   // Counted from the end: the last one is what people look at.
   const shown = [...labels.keys()].filter((at) => (labels.length - 1 - at) % every === 0);
   const half = (at) => labels[at].length * 3.2;

@@ -99,8 +99,8 @@ function alertCard(all) {
     if (first) first.times += 1;
     else told.set(about, { ...alert, times: 1 });
   }
-  const alerts = [...told.values()].slice(0, 6);
-  const row = (alert) => h("li", null, status(alert.severity), h("span", null, outside(alert.message, { max: 240 })), h("span", { class: "quiet small" }, outside(alert.subject, { max: 80 }), " · ", when(alert.time), alert.times > 1 && ` · ${number(alert.times)} times of late`));
+  const alerts = [...told.values()].slice(0, 5);
+  const row = (alert) => h("li", null, status(alert.severity), h("span", null, outside(alert.message, { max: 160 })), h("span", { class: "quiet small" }, outside(alert.subject, { max: 80 }), " · ", when(alert.time), alert.times > 1 && ` · ${number(alert.times)} times of late`));
   const body = alerts.length > 0 ? h("ul", { class: "plain" }, alerts.map(row)) : h("p", { class: "quiet" }, "Nothing since the start.");
   return card({ title: "Alerts", actions: alerts.length === 0 && badge("ok", "none") }, body);
 }

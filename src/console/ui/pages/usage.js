@@ -157,11 +157,12 @@ function dayChart({ of: which }, days, byDay, parts) {
 
 function shareChart(page, groups) {
   const of = OF[page.asked.of];
-  const shown = groups.slice(0, 8);
+  const some = groups.filter((group) => of.read(group) > 0);
+  const shown = some.slice(0, 8);
   const whole = groups.reduce((sum, group) => sum + of.read(group), 0) || 1;
   const line = (group) =>
     h("li", { class: "share" }, h("span", null, outside(label(page, group), { max: 40 })), h("progress", { value: of.read(group) / whole, max: 1, "aria-label": label(page, group).slice(0, 200) }), h("span", { class: "figure" }, of.format(of.read(group))));
-  return h("div", { class: "page" }, h("h2", null, `${of.label} by ${lower(BY[page.asked.by].label)}`), h("ul", { class: "shares" }, shown.map(line)), groups.length > shown.length && h("p", { class: "quiet small" }, `and ${number(groups.length - shown.length)} more in the table`));
+  return h("div", { class: "page" }, h("h2", null, `${of.label} by ${lower(BY[page.asked.by].label)}`), h("ul", { class: "shares" }, shown.map(line)), some.length > shown.length && h("p", { class: "quiet small" }, `and ${number(some.length - shown.length)} more in the table`));
 }
 
 /** Whose keys paid, and what bringing them has saved. */
