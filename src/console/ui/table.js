@@ -36,7 +36,9 @@ export function more(node, rows) {
 
 function line(columns, row, kind) {
   const cell = (column) => {
-    const content = kind === "foot" && column.foot ? column.foot(row) : column.cell(row);
+    const said = kind === "foot" && column.foot ? column.foot(row) : column.cell(row);
+    // Beside its label, in a card, a cell has one part.
+    const content = Array.isArray(said) ? h("div", null, said) : said;
     const props = { class: [column.figure && "figure", column.class], "data-label": column.label };
     return column.head ? h("th", { ...props, role: "rowheader", scope: "row" }, content) : h("td", { ...props, role: "cell" }, content);
   };
