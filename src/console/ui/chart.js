@@ -196,7 +196,7 @@ function lines({ middle, y }, series) {
 }
 
 function bars({ middle, y, slot }, labels, series, kind) {
-  const gap = Math.min(Math.max(slot * 0.25, 1), 14);
+  const gap = slot < 3 ? 0 : Math.min(Math.max(slot * 0.25, 1), 14);
   const full = Math.min(slot - gap, 48);
   const wide = kind === "stacked" ? full : full / series.length;
   const base = labels.map(() => 0);

@@ -89,6 +89,8 @@ async function usage(bench) {
   await page.getByRole("button", { name: "Dates…" }).click();
   await seat.settled();
   await page.getByLabel("From", { exact: true }).fill("2020-01-01");
+  await seat.settled();
+  await page.getByRole("figure", { name: "Tokens by month" }).locator("svg[role=img] rect").first().waitFor();
   await page.getByLabel("To, that day included").fill("2020-01-31");
   await seat.settled();
   await page.getByText("No requests in this time.").waitFor();

@@ -18,6 +18,8 @@ import { more, table } from "../table.js";
 export const title = "Usage";
 
 const DAYS = [7, 30, 90];
+/** More than this many days are shown by the month. */
+const MOST_DAYS = 120;
 const SERIES = 7;
 const ROWS = 50;
 /** What usage is told apart by: its words, and the name of the filter where there is one. */
@@ -142,9 +144,14 @@ function totals({ totals: all, cost_on_user_keys_usd: own }) {
 
 function dayChart({ of: which }, days, byDay, parts) {
   const of = OF[which];
+  // A bar a day is a hair when there are many.
+  const monthly = days.length > MOST_DAYS;
+  const span = (day) => (monthly ? day.slice(0, 7) : day);
+  const spans = [...new Set(days.map(span))];
   const over = (report) => {
-    const known = new Map(report.groups.map((group) => [group.day, of.read(group)]));
-    return days.map((day) => known.get(day) ?? 0);
+    const sums = new Map(spans.map((one) => [one, 0]));
+    for (const group of report.groups) sums.set(span(group.day), (sums.get(span(group.day)) ?? 0) + of.read(group));
+    return spans.map((one) => sums.get(one));
   };
   const whole = over(byDay);
   const series = parts.map(({ name, report }) => ({ name, values: over(report) }));
@@ -152,7 +159,7 @@ function dayChart({ of: which }, days, byDay, parts) {
   const rest = whole.map((value, at) => Math.max(value - series.reduce((sum, one) => sum + one.values[at], 0), 0)).map((value) => (value < 1e-9 ? 0 : value));
   if (series.length === 0) series.push({ name: of.label.toLowerCase(), values: whole });
   else if (rest.some((value) => value > 0)) series.push({ name: "the rest", values: rest, tone: "s8" });
-  return chart({ title: `${of.label} by day`, kind: "stacked", labels: days.map(shortDay), place: (day) => day, series, format: of.format, height: 240, level: 2 });
+  return chart({ title: `${of.label} by ${monthly ? "month" : "day"}`, kind: "stacked", labels: monthly ? spans : spans.map(shortDay), series, format: of.format, height: 240, level: 2 });
 }
 
 function shareChart(page, groups) {
