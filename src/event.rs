@@ -28,6 +28,8 @@ const BEHIND: usize = 256;
 pub enum Kind {
     /// The audit log was found other than it was left.
     AuditDamaged,
+    /// The audit log cannot be written: what belongs in it is refused.
+    AuditFailed,
     /// A budget or quota has passed one of its thresholds.
     BudgetThreshold,
     /// A certificate of ours ends soon, or has ended.
@@ -46,6 +48,8 @@ pub enum Kind {
     LeaseReported,
     /// A lease has ended, and not all that was reserved for it was reported.
     LeaseUnreported,
+    /// Requests were served and not recorded, because the ledger's queue was full.
+    LedgerDropped,
     /// No provider key of a pool, or of a provider, can be used.
     PoolEmpty,
     /// A model was used that has no price.
@@ -72,8 +76,9 @@ pub enum Kind {
 
 impl Kind {
     /// Every one, for the metric's initial zeros.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::AuditDamaged,
+        Self::AuditFailed,
         Self::BudgetThreshold,
         Self::CertificateExpiring,
         Self::ConfigRejected,
@@ -83,6 +88,7 @@ impl Kind {
         Self::LeaseGranted,
         Self::LeaseReported,
         Self::LeaseUnreported,
+        Self::LedgerDropped,
         Self::PoolEmpty,
         Self::PriceUnknown,
         Self::ProviderKeyActive,
@@ -101,6 +107,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AuditDamaged => "audit.damaged",
+            Self::AuditFailed => "audit.failed",
             Self::BudgetThreshold => "budget.threshold",
             Self::CertificateExpiring => "certificate.expiring",
             Self::ConfigRejected => "config.rejected",
@@ -110,6 +117,7 @@ impl Kind {
             Self::LeaseGranted => "lease.granted",
             Self::LeaseReported => "lease.reported",
             Self::LeaseUnreported => "lease.unreported",
+            Self::LedgerDropped => "ledger.dropped",
             Self::PoolEmpty => "pool.empty",
             Self::PriceUnknown => "price.unknown",
             Self::ProviderKeyActive => "provider_key.active",

@@ -454,6 +454,16 @@ async fn sync_waits_for_the_disk_and_a_full_queue_refuses() {
     let refused = (0..10).filter(|n| ledger.record(entry(*n)).is_err()).count();
     assert!(refused >= 7, "{refused}");
     assert_eq!(store.health().dropped, refused as u64);
+    assert!(told(&store, "ledger.dropped").await);
+}
+
+/// Whether operators were told, once the writer had its turn.
+async fn told(store: &Store, kind: &str) -> bool {
+    for _ in 0..2 {
+        // The answer comes in the middle of a turn, and may be that nothing can be written.
+        drop(store.ledger().flush().await);
+    }
+    store.events().recent().iter().any(|event| event.kind.as_str() == kind)
 }
 
 #[tokio::test]
@@ -1194,6 +1204,7 @@ async fn what_cannot_be_recorded_is_not_done() {
     let refused = store.create_virtual_key(virtual_key(1)).await.unwrap_err();
     assert!(matches!(refused, StoreError::Audit(_)), "{refused}");
     assert!(store.snapshot().virtual_key(id(1)).is_none());
+    assert!(told(&store, "audit.failed").await);
     // The request path goes on.
     store.ledger().record_sync(entry(1)).unwrap().await.unwrap();
     *store.shared.audit_fault.lock().unwrap() = None;

@@ -640,6 +640,7 @@ impl Writer {
     fn periodic(&mut self, closing: bool) {
         let now = self.shared.clock.now();
         self.sync_journal_if_due(now);
+        self.vigil.look(now, self.shared.metrics.dropped.get(), self.shared.metrics.unaudited.get());
         if closing || now >= self.due.tidy {
             self.due.tidy = now.saturating_add(TIDY_EVERY);
             self.shared.reservations.tidy();

@@ -1,11 +1,12 @@
-//! What the entries of the ledger show that an operator wants to be told: pools without a usable key, and virtual keys that
-//! are used far more than they ever were.
+//! What the writer sees that an operator wants to be told: pools without a usable key, virtual keys that are used far more
+//! than they ever were, and what could not be recorded.
 //!
 //! Owns the past of each key and when it is told; leaves telling to `event`. It sees entries as they are committed, so that no
 //! request waits for it. The past is in memory: it begins anew with each start.
 
 use std::collections::HashMap;
 
+use crate::clock::Nanos;
 use crate::entry::Entry;
 use crate::event::{Events, Kind, Severity};
 use crate::id::KeyId;
@@ -19,6 +20,8 @@ const WEIGHT: f64 = 1.0 / 60.0;
 const WARM: u64 = 30;
 /// The same is told no sooner than after so many minutes.
 const AGAIN: u64 = 60;
+/// What is lost is told no sooner than after so long.
+const LOST_AGAIN: Nanos = 60_000_000_000;
 /// Names remembered at most.
 const POOLS_MAX: usize = 256;
 /// What requests are refused with when no provider key is usable.
@@ -32,6 +35,26 @@ pub(in crate::storage) struct Vigil {
     keys: HashMap<KeyId, Past>,
     /// The minute in which each was told to be empty.
     empty: HashMap<String, u64>,
+    dropped: Lost,
+    unaudited: Lost,
+}
+
+/// How much was lost, as far as it was told.
+#[derive(Debug, Default)]
+struct Lost {
+    told: u64,
+    again: Nanos,
+}
+
+impl Lost {
+    /// What is to be told of a count that only grows: at once, and then once in a while.
+    fn news(&mut self, count: u64, now: Nanos) -> Option<u64> {
+        if count <= self.told || now < self.again {
+            return None;
+        }
+        self.again = now.saturating_add(LOST_AGAIN);
+        Some(count - std::mem::replace(&mut self.told, count))
+    }
 }
 
 /// How a key was used so far.
@@ -78,7 +101,20 @@ impl Past {
 
 impl Vigil {
     pub(in crate::storage) fn new(events: Events, unusual: Unusual) -> Self {
-        Self { events, unusual, keys: HashMap::new(), empty: HashMap::new() }
+        let (dropped, unaudited) = (Lost::default(), Lost::default());
+        Self { events, unusual, keys: HashMap::new(), empty: HashMap::new(), dropped, unaudited }
+    }
+
+    /// Looks at how many entries were dropped, and how often the audit log could not be written, since the start.
+    pub(super) fn look(&mut self, now: Nanos, dropped: u64, unaudited: u64) {
+        if let Some(count) = self.dropped.news(dropped, now) {
+            let text = format!("{count} requests were served and not recorded: the queue was full");
+            self.events.emit(Kind::LedgerDropped, Severity::Error, "ledger", text);
+        }
+        if let Some(count) = self.unaudited.news(unaudited, now) {
+            let text = format!("it could not be written, {count} times: what belongs in it is refused");
+            self.events.emit(Kind::AuditFailed, Severity::Error, "audit log", text);
+        }
     }
 
     /// Looks at an entry that was committed.
@@ -150,6 +186,22 @@ mod tests {
         for (name, count, want) in cases {
             let mut past = Past::new(0);
             assert_eq!(told(&mut past, 0..110, count), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_lost_is_told_at_once_and_then_now_and_again() {
+        let mut lost = Lost::default();
+        for (second, count, want) in [
+            (1, 0, None),
+            (2, 3, Some(3)),
+            (3, 9, None),
+            (61, 9, None),
+            (62, 9, Some(6)),
+            (200, 9, None),
+            (201, 10, Some(1)),
+        ] {
+            assert_eq!(lost.news(count, second * 1_000_000_000), want, "after {second} s");
         }
     }
 
