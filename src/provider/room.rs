@@ -77,6 +77,10 @@ pub fn room(upstream: &Upstream, headers: &HeaderMap, wall_ms: u64) -> Option<Ro
     } else {
         return None;
     };
+    // Most providers of one's own say nothing.
+    if !headers.keys().any(|name| name.as_str().contains("ratelimit")) {
+        return None;
+    }
     let mut room = Room::default();
     for row in rows {
         let Some(left) = row.left(headers, &upstream.id, wall_ms) else { continue };

@@ -4,21 +4,19 @@
 
 use std::borrow::Cow;
 
-use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
+use http::header::{COOKIE, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use memchr::memmem;
 
 use crate::virtual_key::{has_prefix, parse_id, secret_part};
 
-const API_KEY: HeaderName = HeaderName::from_static("api-key");
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 /// What a browser's WebSocket, which can set no header, puts before the key.
 const SUBPROTOCOL: &str = "openai-insecure-api-key.";
 
-/// Every header that may carry a credential. Of two virtual keys the first of this order would count, but two that
-/// differ are refused.
-static HEADERS: [HeaderName; 5] = [AUTHORIZATION, X_API_KEY, X_GOOG_API_KEY, API_KEY, PROXY_AUTHORIZATION];
+/// True of every header that may carry a credential.
+fn is_credential(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "api-key" | "authorization" | "proxy-authorization" | "x-api-key" | "x-goog-api-key")
+}
 
 /// What was presented, before anything is believed of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +33,9 @@ pub(super) enum Presented<'a> {
 
 /// Finds the virtual key in `headers` and `query`, among other credentials.
 pub(super) fn find<'a>(prefix: &str, headers: &'a HeaderMap, query: Option<&'a str>) -> Presented<'a> {
-    let in_headers = HEADERS
+    let in_headers = headers
         .iter()
-        .flat_map(|name| headers.get_all(name))
-        .filter_map(|value| value.to_str().ok())
+        .filter_map(|(name, value)| value.to_str().ok().filter(|_| is_credential(name)))
         .map(|text| bearer(text).trim());
     let in_subprotocol = subprotocols(headers).filter_map(|item| item.strip_prefix(SUBPROTOCOL));
     let in_query = query.and_then(query_key);
@@ -76,17 +73,18 @@ fn query_key(query: &str) -> Option<&str> {
 
 /// Takes every credential out of `headers`, and with them every header that repeats the virtual key's secret.
 pub(super) fn strip(headers: &mut HeaderMap, presented: Option<&str>) {
-    for name in &HEADERS {
-        headers.remove(name);
-    }
-    headers.remove(COOKIE);
-    let Some(secret) = presented.map(secret_part).filter(|secret| !secret.is_empty()) else { return };
+    let secret = presented.map(secret_part).filter(|secret| !secret.is_empty());
     let repeats = |value: &HeaderValue| {
-        value.len() >= secret.len() && memmem::find(value.as_bytes(), secret.as_bytes()).is_some()
+        secret.is_some_and(|secret| {
+            value.len() >= secret.len() && memmem::find(value.as_bytes(), secret.as_bytes()).is_some()
+        })
     };
     // The subprotocol's key is swapped where it stands, by `swap_subprotocol`.
-    let leaks = |(name, value): &(&HeaderName, &HeaderValue)| *name != SEC_WEBSOCKET_PROTOCOL && repeats(value);
-    while let Some(name) = headers.iter().find(leaks).map(|(name, _)| name.clone()) {
+    let leaks = |(name, value): &(&HeaderName, &HeaderValue)| {
+        is_credential(name) || *name == COOKIE || (*name != SEC_WEBSOCKET_PROTOCOL && repeats(value))
+    };
+    let leaking: Vec<HeaderName> = headers.iter().filter(leaks).map(|(name, _)| name.clone()).collect();
+    for name in leaking {
         headers.remove(name);
     }
 }

@@ -3,17 +3,12 @@
 //! Owns hop-by-hop names (RFC 9110 §7.6.1) and the `x-sidekey-*` and `X-RateLimit-*` names; leaves credentials to
 //! `credentials`.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::id::{KeySource, RequestId};
 use crate::limit::RateHeaders;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// Ties the calls of one job together.
 pub(super) const GROUP: HeaderName = HeaderName::from_static("x-sidekey-group");
 /// The id of the ledger entry.
@@ -30,28 +25,50 @@ const REMAINING_TPM: HeaderName = HeaderName::from_static("x-ratelimit-remaining
 
 /// Removes what concerns one connection only: the names `Connection` lists, then the fixed ones.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(TRANSFER_ENCODING) {
-        // A length beside it says nothing of the body (RFC 9112 §6.3).
-        headers.remove(CONTENT_LENGTH);
-    }
-    if let Some(listed) = headers.get(CONNECTION) {
-        // Nearly always one of two words that name nothing further.
-        let common = listed == "keep-alive" || listed == "close";
-        if !common || headers.get_all(CONNECTION).iter().nth(1).is_some() {
+    strip(headers, is_hop_by_hop);
+}
+
+/// One look at each name that is there: nearly every header goes on, and a name that is not there costs nothing.
+fn strip(headers: &mut HeaderMap, ends_here: fn(&str) -> bool) {
+    let ending: Vec<HeaderName> = headers.keys().filter(|name| ends_here(name.as_str())).cloned().collect();
+    for name in ending {
+        if name == TRANSFER_ENCODING {
+            // A length beside it says nothing of the body (RFC 9112 §6.3).
+            headers.remove(CONTENT_LENGTH);
+        } else if name == CONNECTION {
             strip_listed(headers);
         }
-        headers.remove(CONNECTION);
-    }
-    for name in
-        [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE]
-    {
         headers.remove(name);
     }
+}
+
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+fn is_of_this_hop(name: &str) -> bool {
+    is_hop_by_hop(name) || matches!(name, "content-length" | "expect" | "host") || name == GROUP.as_str()
 }
 
 /// A client that lists an end-to-end name here would have it removed: the credential is put in afterwards, and the
 /// framing is ours anyway.
 fn strip_listed(headers: &mut HeaderMap) {
+    // Nearly always one of two words that name nothing further.
+    let mut values = headers.get_all(CONNECTION).iter();
+    if values.next().is_some_and(|listed| listed == "keep-alive" || listed == "close") && values.next().is_none() {
+        return;
+    }
     let names: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -67,17 +84,12 @@ fn strip_listed(headers: &mut HeaderMap) {
 /// Removes what is about this hop of a request: framing is generated anew, `Expect` was answered here, and the
 /// authority is the upstream's.
 pub(super) fn strip_request(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
-    for name in [CONTENT_LENGTH, EXPECT, HOST, GROUP, PROXY_AUTHORIZATION] {
-        headers.remove(name);
-    }
+    strip(headers, is_of_this_hop);
 }
 
 /// Removes the client's trace context: ids of its own systems, and whatever it keeps in `baggage`.
 pub(super) fn strip_trace(headers: &mut HeaderMap) {
-    for name in [TRACEPARENT, TRACESTATE, BAGGAGE] {
-        headers.remove(name);
-    }
+    strip(headers, |name| matches!(name, "baggage" | "traceparent" | "tracestate"));
 }
 
 /// Adds what sidekey says of a request it let through.
