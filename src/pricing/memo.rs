@@ -4,10 +4,11 @@
 //! reading one takes no lock and allocates nothing.
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use rustc_hash::FxBuildHasher;
 
 const PLACES: usize = 256;
 
@@ -16,7 +17,6 @@ pub(super) type Key<'a> = (&'a str, Option<&'a str>, Option<&'a str>);
 
 /// What was found, by [`Key`].
 pub(super) struct Memo<T> {
-    hasher: RandomState,
     places: Box<[ArcSwapOption<Known<T>>]>,
 }
 
@@ -35,14 +35,15 @@ impl<T> fmt::Debug for Memo<T> {
 
 impl<T> Default for Memo<T> {
     fn default() -> Self {
-        Self { hasher: RandomState::new(), places: (0..PLACES).map(|_| ArcSwapOption::empty()).collect() }
+        Self { places: (0..PLACES).map(|_| ArcSwapOption::empty()).collect() }
     }
 }
 
 impl<T> Memo<T> {
     /// What is known of `key`, else what `find` finds.
     pub(super) fn get(&self, key: Key<'_>, find: impl FnOnce() -> Option<T>) -> Option<Arc<T>> {
-        let place = &self.places[self.hasher.hash_one(key) as usize % PLACES];
+        // Names made up to meet in one place do no more than any others do: they push each other out.
+        let place = &self.places[FxBuildHasher.hash_one(key) as usize % PLACES];
         let known = place.load();
         if let Some(known) = &*known
             && known.is(key)

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::Method;
+use rustc_hash::FxHashMap;
 
 use super::path::Segments;
 use super::place::{Scheme, host_matches};
@@ -25,7 +26,7 @@ const RESERVED: &[&str] = &["v1", "v1alpha", "v1beta", "v1beta1", "v2", "api", "
 pub struct Registry {
     /// Operators' own first, then the built-in ones in the table's order.
     all: Vec<Arc<Upstream>>,
-    names: HashMap<Arc<str>, Arc<Upstream>>,
+    names: FxHashMap<Arc<str>, Arc<Upstream>>,
     hosts: HashMap<String, Arc<Upstream>>,
     patterns: Vec<(String, Pattern)>,
     default: Option<Arc<Upstream>>,
@@ -114,7 +115,7 @@ impl Registry {
     }
 
     fn index(all: Vec<Arc<Upstream>>, default: Option<&str>, faults: &mut Vec<ConfigFault>) -> Self {
-        let mut names = HashMap::new();
+        let mut names = FxHashMap::default();
         for upstream in &all {
             names.insert(upstream.id.clone(), upstream.clone());
             for alias in upstream.row.map_or(&[][..], |row| row.aliases) {

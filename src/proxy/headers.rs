@@ -15,9 +15,6 @@ pub(super) const GROUP: HeaderName = HeaderName::from_static("x-sidekey-group");
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-sidekey-request-id");
 /// The tier that paid.
 pub(super) const KEY_SOURCE: HeaderName = HeaderName::from_static("x-sidekey-key-source");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const LIMIT_RPM: HeaderName = HeaderName::from_static("x-ratelimit-limit-rpm");
 const REMAINING_RPM: HeaderName = HeaderName::from_static("x-ratelimit-remaining-rpm");
 const LIMIT_TPM: HeaderName = HeaderName::from_static("x-ratelimit-limit-tpm");

@@ -61,12 +61,13 @@ mod usage;
 mod vault;
 mod writer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -697,7 +698,7 @@ fn first_snapshot(
     prices: &PriceTable,
     clock: &Clock,
     watch: Watch,
-) -> Result<(Snapshot, HashSet<ScopeId>), StoreError> {
+) -> Result<(Snapshot, FxHashSet<ScopeId>), StoreError> {
     let Opened { engine, loaded, .. } = opened;
     let mut snapshot = build_snapshot(loaded, None, watch);
     snapshot.lay_prices(prices);
@@ -722,7 +723,7 @@ fn first_snapshot(
             load::walk(engine, &loaded.tail, load::Start::Time(since), loaded.as_of.seq, visit)
         })?;
     }
-    let mut touched = HashSet::new();
+    let mut touched = FxHashSet::default();
     let since = load::Start::Seq(loaded.as_of.seq);
     load::walk(engine, &loaded.tail, since, u64::MAX, &mut |stored| {
         let entry = stored.to_entry();

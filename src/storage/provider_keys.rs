@@ -3,13 +3,13 @@
 //! Owns their run-time state and [`Tiers`]; leaves the snapshot they stand in to `storage::snapshot`, and choosing to
 //! `pool` and `proxy::select`.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
+use rustc_hash::FxHashMap;
 use wildmatch::WildMatch;
 
 use crate::clock::Nanos;
@@ -316,16 +316,16 @@ type Keys = Vec<Arc<ProviderKeyState>>;
 #[derive(Clone, Debug, Default)]
 pub struct Tiers {
     all: Keys,
-    users: HashMap<String, Range<usize>>,
-    teams: HashMap<String, Range<usize>>,
+    users: FxHashMap<String, Range<usize>>,
+    teams: FxHashMap<String, Range<usize>>,
     system: Range<usize>,
     environment: Range<usize>,
 }
 
 impl Tiers {
     /// Those of each provider.
-    pub(super) fn of<'a>(keys: impl Iterator<Item = &'a Arc<ProviderKeyState>>) -> HashMap<String, Self> {
-        let mut by_provider: HashMap<String, Keys> = HashMap::new();
+    pub(super) fn of<'a>(keys: impl Iterator<Item = &'a Arc<ProviderKeyState>>) -> FxHashMap<String, Self> {
+        let mut by_provider: FxHashMap<String, Keys> = FxHashMap::default();
         for key in keys {
             by_provider.entry(key.record.provider.clone()).or_default().push(Arc::clone(key));
         }
@@ -393,7 +393,7 @@ impl Tiers {
 pub struct PoolState {
     /// Its record.
     pub record: Arc<Pool>,
-    tiers: HashMap<String, Tiers>,
+    tiers: FxHashMap<String, Tiers>,
 }
 
 impl PoolState {

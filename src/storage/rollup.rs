@@ -17,6 +17,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
@@ -150,7 +151,7 @@ impl<'a> Cell<'a> {
 pub(super) struct Rollup {
     /// The number of the first entry that no row holds.
     as_of: u64,
-    added: HashMap<(u64, Hash), (Cell<'static>, UsageTotals)>,
+    added: FxHashMap<(u64, Hash), (Cell<'static>, UsageTotals)>,
     /// The cells of the days of late, on disk or not.
     known: HashMap<u64, HashSet<Hash>>,
     /// Where the last entry went, by day: the next one nearly always goes there too.

@@ -4,9 +4,9 @@
 //! keeping it over restarts to the writer.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use wildmatch::WildMatch;
 
 use crate::clock::Nanos;
@@ -152,13 +152,13 @@ pub(super) fn tell(
 /// Users, teams and plans, by name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scopes {
-    states: HashMap<ScopeId, Arc<ScopeState>>,
+    states: FxHashMap<ScopeId, Arc<ScopeState>>,
     pub(super) watch: Watch,
 }
 
 impl Scopes {
     pub(super) fn new(watch: Watch) -> Self {
-        Self { states: HashMap::new(), watch }
+        Self { states: FxHashMap::default(), watch }
     }
 
     pub(super) fn get(&self, id: &ScopeId) -> Option<&Arc<ScopeState>> {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
@@ -23,10 +24,10 @@ use super::scopes::{KeyState, Scopes};
 /// Everything the request path needs, as of one moment. Never changed in place, but for the atomics in it.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    pub(super) virtual_keys: HashMap<KeyId, Arc<KeyState>>,
-    provider_keys: HashMap<KeyId, Arc<ProviderKeyState>>,
-    tiers: HashMap<String, Tiers>,
-    pools: HashMap<String, PoolState>,
+    pub(super) virtual_keys: FxHashMap<KeyId, Arc<KeyState>>,
+    provider_keys: FxHashMap<KeyId, Arc<ProviderKeyState>>,
+    tiers: FxHashMap<String, Tiers>,
+    pools: FxHashMap<String, PoolState>,
     pub(super) named: BTreeMap<(Kind, Arc<str>), NamedState>,
     pub(super) scopes: Scopes,
     prices: Arc<PriceTable>,
@@ -37,10 +38,10 @@ pub struct Snapshot {
 impl Snapshot {
     pub(super) fn new(digest_key: DigestKey, generation: u64, scopes: Scopes) -> Self {
         Self {
-            virtual_keys: HashMap::new(),
-            provider_keys: HashMap::new(),
-            tiers: HashMap::new(),
-            pools: HashMap::new(),
+            virtual_keys: FxHashMap::default(),
+            provider_keys: FxHashMap::default(),
+            tiers: FxHashMap::default(),
+            pools: FxHashMap::default(),
             named: BTreeMap::new(),
             scopes,
             prices: Arc::default(),

@@ -18,11 +18,12 @@ mod audited;
 mod upkeep;
 mod vigil;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use rustc_hash::FxHashSet;
 use tokio::sync::oneshot;
 
 use crate::audit::Act;
@@ -95,7 +96,7 @@ pub(super) struct Writer {
     rollup: Rollup,
     /// Bytes of blocks removed since the store was last written anew.
     pruned: u64,
-    touched: HashSet<ScopeId>,
+    touched: FxHashSet<ScopeId>,
     gone: Vec<KeyId>,
     due: Due,
     engine_pause: Nanos,
@@ -139,7 +140,7 @@ pub(super) struct Parts {
     /// Entries of the last process that it did not live to record.
     pub(super) aborted: Vec<Queued>,
     /// What was used since it was last saved.
-    pub(super) touched: HashSet<ScopeId>,
+    pub(super) touched: FxHashSet<ScopeId>,
     pub(super) journal: Journal,
     pub(super) audit: Log,
     /// How that log was found other than it was left.
