@@ -64,11 +64,18 @@ impl FromStr for KeyId {
     type Err = BadId;
 
     fn from_str(text: &str) -> Result<Self, BadId> {
-        let hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-        if text.len() != 16 || !text.bytes().all(hex) {
+        if text.len() != 16 {
             return Err(BadId);
         }
-        u64::from_str_radix(text, 16).map(|n| Self(n.to_be_bytes())).map_err(|_| BadId)
+        let number = text.bytes().try_fold(0_u64, |number, c| {
+            let digit = match c {
+                b'0'..=b'9' => c - b'0',
+                b'a'..=b'f' => c - b'a' + 10,
+                _ => return Err(BadId),
+            };
+            Ok(number << 4 | u64::from(digit))
+        })?;
+        Ok(Self(number.to_be_bytes()))
     }
 }
 

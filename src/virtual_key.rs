@@ -99,9 +99,11 @@ pub fn generate(prefix: &str, id: KeyId) -> Result<Secret, NoRandomness> {
 /// it has not the form of a virtual key.
 #[must_use]
 pub fn parse_id(key: &str) -> Option<KeyId> {
-    let (rest, secret) = key.rsplit_once('-')?;
-    let (prefix, id) = rest.rsplit_once('-')?;
-    let formed = secret.len() == SECRET_LEN && secret.bytes().all(|c| c.is_ascii_alphanumeric()) && !prefix.is_empty();
+    // From behind, where both have a fixed length.
+    let (rest, secret) = key.split_at_checked(key.len().checked_sub(SECRET_LEN)?)?;
+    let (prefix, id) = rest.strip_suffix('-')?.rsplit_once('-')?;
+    // All of it in any case: many at a time.
+    let formed = secret.bytes().fold(!prefix.is_empty(), |formed, c| formed & c.is_ascii_alphanumeric());
     if formed { id.parse().ok() } else { None }
 }
 

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::BytesMut;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
 use crate::secret::Secret;
@@ -82,10 +83,12 @@ impl Auth {
         if key.is_empty() {
             return Err(BadKey);
         }
-        let value = match self {
-            Self::Bearer => HeaderValue::try_from(zeroize::Zeroizing::new(format!("Bearer {key}")).as_str()),
-            Self::ApiKey | Self::None | Self::XApiKey | Self::XGoogApiKey => HeaderValue::from_str(key),
-        };
+        let scheme = if self == Self::Bearer { "Bearer " } else { "" };
+        let mut text = BytesMut::with_capacity(scheme.len() + key.len());
+        text.extend_from_slice(scheme.as_bytes());
+        text.extend_from_slice(key.as_bytes());
+        // The header keeps these very bytes: no copy of the key is left elsewhere.
+        let value = HeaderValue::from_maybe_shared(text.freeze());
         let mut value = value.map_err(|_| BadKey)?;
         value.set_sensitive(true);
         Ok(value)

@@ -125,7 +125,11 @@ pub(super) struct Segments<'a>(Vec<Cow<'a, str>>);
 impl<'a> Segments<'a> {
     /// Splits `path`. A segment that cannot be decoded stays as it is: [`check_path`] has refused it before.
     pub(super) fn of(path: &'a str) -> Self {
-        let raw = without_query(path).split('/').filter(|raw| !raw.is_empty());
+        let path = without_query(path);
+        let raw = path.split('/').filter(|raw| !raw.is_empty());
+        if !path.contains('%') {
+            return Self(raw.map(Cow::Borrowed).collect());
+        }
         Self(raw.map(|raw| decode(raw).unwrap_or(Cow::Borrowed(raw))).collect())
     }
 

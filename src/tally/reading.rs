@@ -373,7 +373,12 @@ fn billionths(raw: &[u8]) -> Option<u64> {
 
 /// A scalar as text, bounded: a string's content, or a number as it stands.
 fn string(raw: &[u8], most: usize) -> Option<Box<str>> {
-    if raw.first() == Some(&b'"') {
+    if let Some(rest) = raw.strip_prefix(b"\"") {
+        // Nearly always it stands there as it is.
+        let plain = |text: &&[u8]| text.iter().all(|byte| *byte >= b' ' && !matches!(byte, b'"' | b'\\'));
+        if let Some(text) = rest.strip_suffix(b"\"").filter(plain) {
+            return Some(bounded(std::str::from_utf8(text).ok()?, most));
+        }
         let text: String = serde_json::from_slice(raw).ok()?;
         return Some(bounded(&text, most));
     }
@@ -381,8 +386,9 @@ fn string(raw: &[u8], most: usize) -> Option<Box<str>> {
     number.then(|| bounded(&String::from_utf8_lossy(raw), most))
 }
 
+/// The first `most` characters.
 fn bounded(text: &str, most: usize) -> Box<str> {
-    text.chars().take(most).collect::<String>().into()
+    if text.len() <= most { text.into() } else { text.chars().take(most).collect::<String>().into() }
 }
 
 #[cfg(test)]
