@@ -2,8 +2,11 @@
 //!
 //! Owns the signal and the count; leaves deadlines to `app`.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, Waker};
 
 use tokio::sync::watch;
 
@@ -81,6 +84,13 @@ impl Drain {
     }
 }
 
+impl Drop for Drain {
+    fn drop(&mut self) {
+        // Nobody can tell any more: for whoever looks, that is the end too.
+        self.leaving.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Watch {
     /// Resolves when the end has begun, or when nobody can tell any more. Cancel safe.
     pub async fn leaving(&mut self) {
@@ -89,7 +99,19 @@ impl Watch {
 
     /// Resolves when told to stop, or when nobody can tell any more. Cancel safe.
     pub async fn signalled(&mut self) {
-        let _ = self.phase.wait_for(|phase| *phase == Phase::Closing).await;
+        let leaving = self.leaving.clone();
+        let mut told = pin!(self.phase.wait_for(|phase| *phase == Phase::Closing));
+        // Polled with each step of a connection: until the end begins, one look at who is to be woken is enough.
+        let mut waiting: Option<Waker> = None;
+        poll_fn(|cx| {
+            let waits = waiting.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+            if waits && !leaving.has_begun() {
+                return Poll::Pending;
+            }
+            waiting = Some(cx.waker().clone());
+            told.as_mut().poll(cx).map(drop)
+        })
+        .await;
     }
 
     /// For looking at it without holding up the end.
@@ -109,6 +131,9 @@ impl Leaving {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt;
+    use futures_util::stream::FuturesUnordered;
+
     use super::*;
 
     #[tokio::test]
@@ -143,5 +168,31 @@ mod tests {
         let mut late = drain.watch();
         late.leaving().await;
         late.signalled().await;
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_wherever_it_is_polled() {
+        for last_word in [Drain::signal as fn(&Drain), |_| {}] {
+            let drain = Drain::default();
+            let mut watch = drain.watch();
+            let mut waiting = Box::pin(async move { watch.signalled().await });
+            for _ in 0..3 {
+                tokio::select! {
+                    biased;
+                    () = &mut waiting => unreachable!("nothing was said"),
+                    () = std::future::ready(()) => {}
+                }
+            }
+            // Another one wakes it from here on.
+            let mut elsewhere = FuturesUnordered::from_iter([waiting]);
+            tokio::select! {
+                biased;
+                _ = elsewhere.next() => unreachable!("nothing was said"),
+                () = std::future::ready(()) => {}
+            }
+            last_word(&drain);
+            drop(drain);
+            tokio::time::timeout(std::time::Duration::from_secs(5), elsewhere.next()).await.unwrap().unwrap();
+        }
     }
 }
