@@ -107,7 +107,7 @@ async fn test(
     };
     let started = clock.now();
     let pool = Arc::new(Pool::new(origin(upstream), dialer, PATIENCE, clock.clone()));
-    let sent = tokio::time::timeout(PATIENCE, pool.send(request)).await;
+    let sent = tokio::time::timeout(PATIENCE, pool.send(Box::new(request))).await;
     let latency_ms = clock.now().saturating_sub(started) / 1_000_000;
     let result = match sent {
         Err(_) => untested(Verdict::Unreachable, &format!("no answer within {} s", PATIENCE.as_secs())),

@@ -24,7 +24,7 @@ use crate::control::problem::Problem;
 use crate::net::ahead::Ahead;
 use crate::net::body::BoxError;
 use crate::net::drain::{Drain, Watch};
-use crate::net::listener::{self, Handler, Patience};
+use crate::net::listener::{self, Answering, Handler, Patience};
 
 /// For a client to send a request's head, and to agree on TLS.
 const PATIENCE: Patience = Patience { header_timeout: Duration::from_secs(30) };
@@ -82,19 +82,15 @@ struct Inside(Router);
 impl Handler for Inside {
     type Body = AnswerBody;
 
-    fn handle(
-        self: &Arc<Self>,
-        mut request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
+    fn handle(self: &Arc<Self>, mut request: Request<Incoming>, peer: SocketAddr) -> Answering<AnswerBody> {
         request.extensions_mut().insert(Peer(peer));
         let router = self.0.clone();
-        async move {
+        Box::pin(async move {
             match router.oneshot(request).await {
                 Ok(response) => boxed(response),
                 Err(never) => match never {},
             }
-        }
+        })
     }
 
     fn patience(&self) -> Patience {
@@ -111,13 +107,9 @@ struct Outside {
 impl Handler for Outside {
     type Body = AnswerBody;
 
-    fn handle(
-        self: &Arc<Self>,
-        _request: Request<Incoming>,
-        _peer: SocketAddr,
-    ) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
+    fn handle(self: &Arc<Self>, _request: Request<Incoming>, _peer: SocketAddr) -> Answering<AnswerBody> {
         let problem = Problem::new(StatusCode::BAD_REQUEST, "tls_needed", "this address speaks TLS only");
-        std::future::ready(boxed(problem.fix("use https, and a client certificate").into_response()))
+        Box::pin(std::future::ready(boxed(problem.fix("use https, and a client certificate").into_response())))
     }
 
     fn patience(&self) -> Patience {

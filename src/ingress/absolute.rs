@@ -36,7 +36,8 @@ impl Front {
         };
         let shown = identity(request.headers());
         if self.is_own(&target) {
-            return reverse::answer(&self.proxy, request, peer).await.map(FrontBody::Answer);
+            let inbound = reverse::inbound(self.proxy.registry(), request, peer);
+            return self.proxy.answer(inbound).await.map(FrontBody::Answer);
         }
         if let Some(upstream) = self.proxy.registry().by_host(&target.host) {
             if !matches!(target.port, 80 | 443) && target.port != upstream.port() {
@@ -52,8 +53,8 @@ impl Front {
             let (parts, body) = request.into_parts();
             let path = guest.path(&parts);
             let destination = Destination::Provider(guest.upstream);
-            let answer = self.proxy.answer(Inbound { parts, body, peer, destination, path }).await;
-            return answer.map(FrontBody::Answer);
+            let inbound = Box::new(Inbound { parts, body: Some(body), peer, destination, path });
+            return self.proxy.answer(inbound).await.map(FrontBody::Answer);
         }
         let allowed = match tls {
             // There is nobody to open TLS for: a client that wants it sends CONNECT.
@@ -87,7 +88,7 @@ impl Front {
             false => Outgoing::Streamed(Box::pin(body.map_err(Into::into))),
         };
         let pool = Pool::new(origin, self.parts.dialer.clone(), self.parts.connect_timeout, self.parts.clock.clone());
-        let mut response = Arc::new(pool).send(Request::from_parts(parts, body)).await?;
+        let mut response = Arc::new(pool).send(Box::new(Request::from_parts(parts, body))).await?;
         self.families.count(Became::Tunnelled);
         strip_hop(response.headers_mut());
         Ok(response.map(FrontBody::Elsewhere))

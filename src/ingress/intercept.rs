@@ -20,7 +20,7 @@ use crate::ingress::refused::Refused;
 use crate::ingress::{Front, FrontBody};
 use crate::net::ahead::Ahead;
 use crate::net::drain::Watch;
-use crate::net::listener::{self, Handler, Patience};
+use crate::net::listener::{self, Answering, Handler, Patience};
 use crate::net::sni::{self, Greeting, HANDSHAKE, HELLO_TIMEOUT};
 use crate::provider::Upstream;
 use crate::proxy::{Destination, Inbound};
@@ -123,12 +123,12 @@ struct Inside {
 impl Handler for Inside {
     type Body = FrontBody;
 
-    fn handle(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> impl Future<Output = Response<FrontBody>> + Send + use<> {
-        Arc::clone(self).answer(request, peer)
+    fn handle(self: &Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Answering<FrontBody> {
+        let front = self.front.successor();
+        match self.inbound(&front, request, peer) {
+            Ok(inbound) => Box::pin(async move { front.proxy.answer(inbound).await.map(FrontBody::Answer) }),
+            Err(refusal) => Box::pin(std::future::ready(*refusal)),
+        }
     }
 
     fn patience(&self) -> Patience {
@@ -137,29 +137,35 @@ impl Handler for Inside {
 }
 
 impl Inside {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<FrontBody> {
-        let front = self.front.successor();
+    /// The request as `front`, who is in charge now, is to answer it; or the refusal.
+    fn inbound(
+        &self,
+        front: &Arc<Front>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Box<Inbound>, Box<Response<FrontBody>>> {
         if request.method() == Method::CONNECT {
-            return front.refuse(&Refused::Inside, peer);
+            return Err(Box::new(front.refuse(&Refused::Inside, peer)));
         }
         let (mut parts, body) = request.into_parts();
         if let Err(refused) = self.guest.check_names(&parts) {
-            return front.refuse(&refused, peer);
+            return Err(Box::new(front.refuse(&refused, peer)));
         }
         // The host may be another provider's by now, or nobody's.
-        let upstream = match Arc::ptr_eq(&front, &self.front) {
+        let upstream = match Arc::ptr_eq(front, &self.front) {
             true => Some(Arc::clone(&self.guest.upstream)),
             false => front.proxy.registry().by_host(&self.guest.host),
         };
         let Some(upstream) = upstream else {
-            return front.refuse(&Refused::Denied { host: self.guest.host.to_string() }, peer);
+            let refused = Refused::Denied { host: self.guest.host.to_string() };
+            return Err(Box::new(front.refuse(&refused, peer)));
         };
         if let Some(identity) = &self.guest.identity {
             parts.headers.insert(PROXY_AUTHORIZATION, identity.clone());
         }
         let path = self.guest.path(&parts);
         let destination = Destination::Provider(upstream);
-        front.proxy.answer(Inbound { parts, body, peer, destination, path }).await.map(FrontBody::Answer)
+        Ok(Box::new(Inbound { parts, body: Some(body), peer, destination, path }))
     }
 }
 

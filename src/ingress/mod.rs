@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
@@ -41,7 +41,7 @@ use crate::net::body::BoxError;
 use crate::net::ca::Ca;
 use crate::net::dial::Dialer;
 use crate::net::drain::{Drain, Watch};
-use crate::net::listener::{Handler, Patience};
+use crate::net::listener::{Answering, Handler, Patience};
 use crate::net::upstream::Received;
 use crate::proxy::{AnswerBody, Proxy};
 
@@ -118,11 +118,7 @@ impl Port {
 impl Handler for Port {
     type Body = FrontBody;
 
-    fn handle(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> impl Future<Output = Response<FrontBody>> + Send + use<> {
+    fn handle(self: &Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Answering<FrontBody> {
         self.front().answer(request, peer)
     }
 
@@ -141,15 +137,16 @@ impl Front {
         self.port.upgrade().map_or_else(|| Arc::clone(self), |port| port.front())
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<FrontBody> {
+    fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Answering<FrontBody> {
         if request.method() == Method::CONNECT {
-            return Box::pin(self.connect(request, peer)).await;
+            return Box::pin(self.connect(request, peer));
         }
         // Over HTTP/2 every target has a scheme.
         if request.uri().scheme().is_some() && request.version() < Version::HTTP_2 {
-            return Box::pin(self.absolute(request, peer)).await;
+            return Box::pin(self.absolute(request, peer));
         }
-        reverse::answer(&self.proxy, request, peer).await.map(FrontBody::Answer)
+        let inbound = reverse::inbound(self.proxy.registry(), request, peer);
+        Box::pin(async move { self.proxy.answer(inbound).await.map(FrontBody::Answer) })
     }
 }
 

@@ -6,18 +6,18 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 
 use crate::provider::Registry;
-use crate::proxy::{AnswerBody, Destination, Inbound, Proxy};
+use crate::proxy::{Destination, Inbound};
 
-/// Answers a request whose path says where it goes.
-pub(super) async fn answer(proxy: &Proxy, request: Request<Incoming>, peer: SocketAddr) -> Response<AnswerBody> {
+/// A request whose path says where it goes.
+pub(super) fn inbound(registry: &Registry, request: Request<Incoming>, peer: SocketAddr) -> Box<Inbound> {
     let (parts, body) = request.into_parts();
     let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let (destination, path) = destination(proxy.registry(), target);
-    proxy.answer(Inbound { parts, body, peer, destination, path }).await
+    let (destination, path) = destination(registry, target);
+    Box::new(Inbound { parts, body: Some(body), peer, destination, path })
 }
 
 /// Where `target` leads, and what it is called there.

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderValue};
@@ -24,6 +25,10 @@ use crate::net::body::BoxError;
 use crate::net::drain::{Drain, Leaving, Watch};
 use crate::net::sni::HANDSHAKE;
 
+/// An answer to come. Boxed, so that an open stream does not keep the room its request's steps needed; what is moved into
+/// the box is moved with all that room, so it should be little.
+pub type Answering<B> = Pin<Box<dyn Future<Output = Response<B>> + Send>>;
+
 /// Answers one request of one client.
 pub trait Handler: Send + Sync + 'static {
     /// The body of its answers.
@@ -31,11 +36,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The answer to `request` from `peer`. Dropped when the client leaves before it is ready. What it needs of `self`
     /// it takes along, so that a handler can give each request to whoever is in charge then.
-    fn handle(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> impl Future<Output = Response<Self::Body>> + Send + use<Self>;
+    fn handle(self: &Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Answering<Self::Body>;
 
     /// How patient it is with a connection that is new.
     fn patience(&self) -> Patience;
@@ -210,17 +211,26 @@ struct PerConnection<H> {
 impl<H: Handler> Service<Request<Incoming>> for PerConnection<H> {
     type Response = Response<H::Body>;
     type Error = std::convert::Infallible;
-    // Boxed, so that an open stream does not keep the room its request's steps needed.
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    type Future = Reply<H::Body>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<Incoming>) -> Reply<H::Body> {
         let is_last = self.leaving.has_begun() && request.version() < Version::HTTP_2;
-        let (handler, peer) = (Arc::clone(&self.handler), self.peer);
-        // Begun in the box: begun before, all its room would be copied there.
-        Box::pin(async move {
-            let answer = handler.handle(request, peer).await;
-            Ok(if is_last { last(answer) } else { answer })
-        })
+        Reply { answering: self.handler.handle(request, self.peer), is_last }
+    }
+}
+
+/// A handler's answer, with what the connection adds to it.
+struct Reply<B> {
+    answering: Answering<B>,
+    is_last: bool,
+}
+
+impl<B> Future for Reply<B> {
+    type Output = Result<Response<B>, std::convert::Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = std::task::ready!(self.answering.as_mut().poll(cx));
+        Poll::Ready(Ok(if self.is_last { last(answer) } else { answer }))
     }
 }
 

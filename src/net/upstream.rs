@@ -115,15 +115,16 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Dropping the future, or the body later, closes the connection or resets the stream: the upstream stops.
-    pub async fn send(self: &Arc<Self>, mut request: Request<Outgoing>) -> Result<Response<Received>, SendError> {
-        // What is rarely or long waited for is boxed: the future of every request would have room for it otherwise.
+    pub async fn send(self: &Arc<Self>, mut request: Box<Request<Outgoing>>) -> Result<Response<Received>, SendError> {
+        // What is rarely or long waited for is boxed, and the request always is: the future of every request would have
+        // room for it otherwise, at each of its steps.
         if let Some(shared) = self.shared() {
             return Box::pin(self.send_http2(shared, request)).await;
         }
         while let Some(kept) = self.checkout() {
             match self.send_http1(kept, request).await {
                 Ok(response) => return Ok(response),
-                Err((_, Some(unsent))) => request = unsent,
+                Err((_, Some(unsent))) => request = Box::new(unsent),
                 Err((error, None)) => return Err(error.into()),
             }
         }
@@ -131,7 +132,7 @@ impl Pool {
     }
 
     /// Sends on a new connection.
-    async fn send_fresh(self: &Arc<Self>, request: Request<Outgoing>) -> Result<Response<Received>, SendError> {
+    async fn send_fresh(self: &Arc<Self>, request: Box<Request<Outgoing>>) -> Result<Response<Received>, SendError> {
         let Dialled { stream, http2 } = self.dialer.dial(&self.origin, self.connect_timeout).await?;
         if http2 {
             let shared = self.open_http2(stream).await?;
@@ -146,14 +147,14 @@ impl Pool {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn upgrade(&self, request: Request<Outgoing>) -> Result<Response<Received>, SendError> {
+    pub async fn upgrade(&self, request: Box<Request<Outgoing>>) -> Result<Response<Received>, SendError> {
         let plain = Origin { http2: false, ..self.origin.clone() };
         let Dialled { stream, .. } = self.dialer.dial(&plain, self.connect_timeout).await?;
         let (mut sender, drive) = http1::Builder::new().handshake(TokioIo::new(Patient::new(stream))).await?;
         spawn(async move {
             let _ = drive.with_upgrades().await;
         });
-        let response = sender.send_request(request).await?;
+        let response = sender.send_request(*request).await?;
         Ok(response.map(|incoming| Received { held: VecDeque::new(), incoming, kind: Kind::Http1(None) }))
     }
 
@@ -203,9 +204,9 @@ impl Pool {
     async fn send_http1(
         self: &Arc<Self>,
         mut conn: Http1,
-        request: Request<Outgoing>,
+        request: Box<Request<Outgoing>>,
     ) -> Result<Response<Received>, (hyper::Error, Option<Request<Outgoing>>)> {
-        let mut answer = std::pin::pin!(conn.sender.try_send_request(request));
+        let mut answer = std::pin::pin!(conn.sender.try_send_request(*request));
         let drive = &mut conn.drive;
         let sent = std::future::poll_fn(|cx| {
             poll_open(drive, cx);
@@ -247,7 +248,7 @@ impl Pool {
     async fn send_http2(
         &self,
         mut shared: Http2,
-        mut request: Request<Outgoing>,
+        mut request: Box<Request<Outgoing>>,
     ) -> Result<Response<Received>, SendError> {
         shared.streams.fetch_add(1, Ordering::Relaxed);
         let count = StreamCount(Arc::clone(&shared.streams));
@@ -258,7 +259,7 @@ impl Pool {
             request.headers_mut().remove(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
         *request.uri_mut() = Uri::from_parts(target).unwrap_or_default();
         shared.sender.ready().await?;
-        let response = shared.sender.send_request(request).await?;
+        let response = shared.sender.send_request(*request).await?;
         Ok(response.map(|incoming| Received { held: VecDeque::new(), incoming, kind: Kind::Http2(count) }))
     }
 }

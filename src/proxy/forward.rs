@@ -73,7 +73,7 @@ pub(super) async fn forward(
     if let Some(answer) = tries(way, &mut outbound, &mut choice, books, account, ready, &mut kept).await {
         return answer;
     }
-    kept.map_or_else(|| Err(choice.nothing(&books.store, books.clock.now())), |kept| account.answered_by(kept))
+    kept.map_or_else(|| Err(choice.nothing(&books.store, books.clock.now())), |kept| account.answered_by(*kept))
 }
 
 /// The same; gives what the client gets whatever else could be tried. Of what failed, `kept` holds what is worth most.
@@ -84,22 +84,17 @@ pub(super) async fn tries(
     books: &Books,
     account: &mut Account,
     ready: Nanos,
-    kept: &mut Option<Kept>,
+    kept: &mut Option<Box<Kept>>,
 ) -> Option<Result<Response<Received>, Error>> {
-    while let Some((candidate, last)) = choice.next(&books.store, books.clock.now()) {
-        let last = last || !outbound.body.is_held();
-        let own = matches!(candidate, Candidate::Own);
-        let request = match outbound.attempt(way, &candidate, last) {
-            Ok(Some(request)) => request,
-            Ok(None) => break,
-            Err(error) => {
-                kept.get_or_insert(Kept { told: Err(error), by: None });
+    loop {
+        let Try { request, last, own } = match begin(way, outbound, choice, books, account, ready) {
+            Begun::Try(next) => next,
+            Begun::Unfit(error) => {
+                kept.get_or_insert_with(|| Box::new(Kept { told: Err(error), by: None }));
                 continue;
             }
+            Begun::End(error) => return error.map(Err),
         };
-        if let Err(error) = account.attempt(candidate, ready) {
-            return Some(Err(error));
-        }
         let mut sent = send(way, request).await;
         let meaning = match &mut sent {
             // Nothing of ours went with it.
@@ -124,15 +119,55 @@ pub(super) async fn tries(
         };
         // An earlier try's "come back later" tells the client more than a later one's failure.
         if learned.is_ok() || kept.as_ref().is_none_or(|kept| kept.told.is_err()) {
-            *kept = Some(account.keep(learned));
+            *kept = Some(Box::new(account.keep(learned)));
         }
         // A request of which part was sent may have been served: only a body still held is sent again, and only because
         // no byte of an answer has come.
         if last {
-            break;
+            return None;
         }
     }
-    None
+}
+
+/// A request on its way to be sent.
+struct Try {
+    request: Box<Request<Outgoing>>,
+    /// There is no other after it.
+    last: bool,
+    /// Nothing of ours goes with it.
+    own: bool,
+}
+
+/// What became of looking for the next candidate.
+enum Begun {
+    Try(Try),
+    /// The candidate cannot be used; another may.
+    Unfit(Error),
+    /// There is none, or none may be used any more.
+    End(Option<Error>),
+}
+
+/// Makes the next request. No step of the future that sends it: what is only needed here would take room in all of it.
+fn begin(
+    way: Way<'_>,
+    outbound: &mut Outbound,
+    choice: &mut Choice,
+    books: &Books,
+    account: &mut Account,
+    ready: Nanos,
+) -> Begun {
+    let Some((candidate, last)) = choice.next(&books.store, books.clock.now()) else { return Begun::End(None) };
+    let last = last || !outbound.body.is_held();
+    let own = matches!(candidate, Candidate::Own);
+    let request = match outbound.attempt(way, &candidate, last) {
+        Ok(Some(request)) => request,
+        Ok(None) => return Begun::End(None),
+        Err(error) => return Begun::Unfit(error),
+    };
+    match account.attempt(candidate, ready) {
+        Ok(()) => Begun::Try(Try { request, last, own }),
+        Err(error) => Begun::End(Some(error)),
+    }
 }
 
 fn relayed() -> Meaning {
@@ -314,15 +349,18 @@ impl Account {
     }
 }
 
-async fn send(way: Way<'_>, request: Request<Outgoing>) -> Result<Response<Received>, Error> {
+async fn send(way: Way<'_>, request: Box<Request<Outgoing>>) -> Result<Response<Received>, Error> {
     let provider = || way.upstream.id.to_string();
-    let sent =
-        async { if way.upgrade { Box::pin(way.pool.upgrade(request)).await } else { way.pool.send(request).await } };
     let response = match way.upstream.head_timeout {
-        None => sent.await,
-        Some(limit) => Box::pin(tokio::time::timeout(limit, sent))
-            .await
-            .map_err(|_| Error::UpstreamTimeout { provider: provider(), seconds: limit.as_secs() })?,
+        None if way.upgrade => Box::pin(way.pool.upgrade(request)).await,
+        None => way.pool.send(request).await,
+        Some(limit) => {
+            let sent =
+                async { if way.upgrade { way.pool.upgrade(request).await } else { way.pool.send(request).await } };
+            Box::pin(tokio::time::timeout(limit, sent))
+                .await
+                .map_err(|_| Error::UpstreamTimeout { provider: provider(), seconds: limit.as_secs() })?
+        }
     };
     response.map_err(|source| match fault_of(&source) {
         Some(BodyFault::Bad(bad)) => Error::BadRequest(bad.clone()),
@@ -369,9 +407,14 @@ impl Outbound {
     }
 
     /// The request of one attempt. The last one takes what it needs, so that a single candidate costs no copy.
-    fn attempt(&mut self, way: Way<'_>, candidate: &Candidate, last: bool) -> Result<Option<Request<Outgoing>>, Error> {
+    fn attempt(
+        &mut self,
+        way: Way<'_>,
+        candidate: &Candidate,
+        last: bool,
+    ) -> Result<Option<Box<Request<Outgoing>>>, Error> {
         let Some(body) = self.body.attempt(last) else { return Ok(None) };
-        let mut request = Request::new(body);
+        let mut request = Box::new(Request::new(body));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.target.clone();
         *request.headers_mut() = if last { std::mem::take(&mut self.headers) } else { self.headers.clone() };

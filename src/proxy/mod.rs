@@ -41,6 +41,7 @@ use http::request::Parts;
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use rustc_hash::FxHashMap;
 
 use crate::clock::{Clock, Nanos};
 use crate::entry::Outcome;
@@ -71,8 +72,8 @@ pub use section::{ProxySection, UnknownKeys};
 pub struct Inbound {
     /// Its head.
     pub parts: Parts,
-    /// Its body.
-    pub body: Incoming,
+    /// Its body, until the proxy takes it up.
+    pub body: Option<Incoming>,
     /// The client's address.
     pub peer: SocketAddr,
     /// Where it goes.
@@ -118,7 +119,7 @@ const FURTHER_HOSTS: usize = 64;
 #[derive(Debug)]
 pub struct Proxy {
     parts: ProxyParts,
-    lanes: HashMap<Arc<str>, Arc<Lane>>,
+    lanes: FxHashMap<Arc<str>, Arc<Lane>>,
     /// Lanes to further hosts of vendors that have several, by host, as clients ask for them.
     further: Mutex<HashMap<Box<str>, Arc<Lane>>>,
     books: Arc<Books>,
@@ -201,14 +202,6 @@ struct Arrival {
     started: Nanos,
     wall_ms: u64,
     peer: SocketAddr,
-}
-
-/// [`Inbound`] without what others hold.
-#[derive(Debug)]
-struct Asking {
-    parts: Parts,
-    destination: Destination,
-    path: String,
 }
 
 /// What a refusal has to know of the steps before it. Dropped with the request, it settles the account.
@@ -308,14 +301,14 @@ impl Proxy {
     ///
     /// # Cancel safety
     /// Dropped when the client leaves: what was sent upstream is cancelled, and the request is settled.
-    pub async fn answer(&self, inbound: Inbound) -> Response<AnswerBody> {
+    pub async fn answer(&self, mut inbound: Box<Inbound>) -> Response<AnswerBody> {
         let wall_ms = self.parts.clock.wall_ms();
         let id = RequestId::new(wall_ms);
         let arrival = Arrival { id, started: self.parts.clock.now(), wall_ms, peer: inbound.peer };
-        let Inbound { parts, body, destination, path, .. } = inbound;
-        let expects = parts.headers.contains_key(EXPECT);
-        let mut trail = Trail { dialect: destination.dialect(), account: Account::default(), body: Some(body) };
-        let error = match self.steps(arrival, Box::new(Asking { parts, destination, path }), &mut trail).await {
+        let expects = inbound.parts.headers.contains_key(EXPECT);
+        let body = inbound.body.take();
+        let mut trail = Trail { dialect: inbound.destination.dialect(), account: Account::default(), body };
+        let error = match self.steps(&arrival, inbound, &mut trail).await {
             Ok(response) => return response,
             Err(error) => error,
         };

@@ -236,7 +236,7 @@ pub(super) async fn follow(
     let (mut lane, mut call) = (Arc::clone(lane), call.clone());
     let books: &Books = &proxy.books;
     let once = !outbound.body.is_held();
-    let (mut kept, mut nothing): (Option<Kept>, Option<Error>) = (None, None);
+    let (mut kept, mut nothing): (Option<Box<Kept>>, Option<Error>) = (None, None);
     loop {
         let way = Way { upstream: &lane.upstream, pool: &lane.pool, call: &call, upgrade };
         if let Some(answer) = tries(way, &mut outbound, &mut choice, books, account, ready, &mut kept).await {
@@ -263,7 +263,7 @@ pub(super) async fn follow(
         (lane, call) = (next, asks);
     }
     match (kept, nothing) {
-        (Some(kept), _) => account.answered_by(kept),
+        (Some(kept), _) => account.answered_by(*kept),
         (None, nothing) => Err(nothing.unwrap_or_else(|| onward.why())),
     }
 }

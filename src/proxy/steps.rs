@@ -24,7 +24,7 @@ use crate::proxy::route::{self, Onward, Start};
 use crate::proxy::select::{self, Choice};
 use crate::proxy::settle::{Account, Open};
 use crate::proxy::{
-    Arrival, Asking, Destination, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade,
+    Arrival, Destination, Inbound, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade,
 };
 use crate::secret::Secret;
 use crate::span::TraceParent;
@@ -37,7 +37,7 @@ use crate::virtual_key::StreamUsage;
 
 /// Step 1: what is asked, as far as its line tells.
 struct Identified {
-    asking: Box<Asking>,
+    asking: Box<Inbound>,
     call: Call<'static>,
 }
 
@@ -95,8 +95,8 @@ impl Proxy {
     /// All of them. `trail` learns what a refusal needs.
     pub(super) async fn steps(
         &self,
-        arrival: Arrival,
-        asking: Box<Asking>,
+        arrival: &Arrival,
+        asking: Box<Inbound>,
         trail: &mut Trail,
     ) -> Result<Response<AnswerBody>, Error> {
         let identified = identify(asking)?;
@@ -110,9 +110,9 @@ impl Proxy {
     }
 
     /// Accepts the key and takes every credential out of the request.
-    fn authenticate(&self, arrival: Arrival, identified: Identified) -> Result<Box<Authenticated>, Error> {
+    fn authenticate(&self, arrival: &Arrival, identified: Identified) -> Result<Box<Authenticated>, Error> {
         let Identified { asking, call } = identified;
-        let Asking { mut parts, destination, mut path } = *asking;
+        let Inbound { mut parts, destination, mut path, .. } = *asking;
         let door = Door {
             prefix: &self.parts.prefix,
             pass_unknown: self.parts.section.unknown_keys == UnknownKeys::Pass,
@@ -136,7 +136,7 @@ impl Proxy {
     /// Reads the request as far as needed, decides the provider, checks what the key may do, and orders who pays.
     async fn select(
         &self,
-        arrival: Arrival,
+        arrival: &Arrival,
         before: Box<Authenticated>,
         trail: &mut Trail,
     ) -> Result<Box<Selected>, Error> {
@@ -275,7 +275,7 @@ impl Proxy {
     /// Sends it and makes the answer the client's.
     async fn forward(
         &self,
-        arrival: Arrival,
+        arrival: &Arrival,
         admitted: Admitted,
         trail: &mut Trail,
     ) -> Result<Response<AnswerBody>, Error> {
@@ -288,21 +288,32 @@ impl Proxy {
             (need, arrival.wall_ms),
             arrival.id.random_bits(),
         ));
-        let Selected { mut parts, lane, call, target, taken, waited, upgrade, route, .. } = *selected;
+        // Taken apart here: parts of which some are gone would keep their room while the answer is waited for.
+        let Selected {
+            parts: Parts { method, mut headers, .. },
+            lane,
+            call,
+            target,
+            taken,
+            waited,
+            upgrade,
+            route,
+            ..
+        } = *selected;
         choice.begins_with(&taken);
         if upgrade.is_some() {
-            upgrade::ask(&mut parts.headers);
+            upgrade::ask(&mut headers);
         }
         let ready = arrival.started.saturating_add(waited);
         let response = if let Some(led) = route {
             let Led { onward, decoded, .. } = *led;
-            let head = (parts.method, parts.headers.clone());
+            let head = (method, headers.clone());
             let outbound = Box::new(Outbound::new(head, target, &lane.upstream, taken, decoded));
             let (lane, call, upgrade) = (&lane, &call, upgrade.is_some());
-            let start = Start { lane, call, outbound, choice, upgrade, headers: parts.headers };
-            Box::pin(route::follow(self, onward, start, (arrival, ready), &mut trail.account)).await?
+            let start = Start { lane, call, outbound, choice, upgrade, headers };
+            Box::pin(route::follow(self, onward, start, (*arrival, ready), &mut trail.account)).await?
         } else {
-            let head = (parts.method, parts.headers);
+            let head = (method, headers);
             let outbound = Box::new(Outbound::new(head, target, &lane.upstream, taken, false));
             let way = Way { upstream: &lane.upstream, pool: &lane.pool, call: &call, upgrade: upgrade.is_some() };
             forward(way, outbound, choice, &self.books, &mut trail.account, ready).await?
@@ -325,7 +336,7 @@ impl Proxy {
     }
 
     /// Notes the answer's head, and makes it the client's.
-    fn answered(&self, arrival: Arrival, account: &mut Account, head: &mut http::response::Parts) {
+    fn answered(&self, arrival: &Arrival, account: &mut Account, head: &mut http::response::Parts) {
         let mut rates = RateHeaders::default();
         let mut source: Option<KeySource> = None;
         if let Some(open) = account.open() {
@@ -348,7 +359,7 @@ impl Proxy {
 
 /// What ends the answer's stream, where the key wants it ended when its reservation is used up.
 fn hard_stop(
-    arrival: Arrival,
+    arrival: &Arrival,
     call: &Call<'_>,
     account: &mut Account,
     head: &http::response::Parts,
@@ -360,7 +371,7 @@ fn hard_stop(
 }
 
 /// Reads the request's line.
-fn identify(asking: Box<Asking>) -> Result<Identified, Error> {
+fn identify(asking: Box<Inbound>) -> Result<Identified, Error> {
     check_path(&asking.path)?;
     let call = asking.destination.dialect().classify(&asking.parts.method, &asking.path).into_owned();
     Ok(Identified { asking, call })
@@ -368,7 +379,7 @@ fn identify(asking: Box<Asking>) -> Result<Identified, Error> {
 
 /// The entry as far as it is known before the answer.
 fn entry(
-    arrival: Arrival,
+    arrival: &Arrival,
     caller: &Caller,
     group: Option<Arc<str>>,
     lane: &Lane,
@@ -421,15 +432,12 @@ fn entry(
 const MODEL_MAX: usize = 256;
 
 /// Where providers put the id that their support asks for.
-const REQUEST_IDS: [HeaderName; 5] = [
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("request-id"),
-    HeaderName::from_static("x-amzn-requestid"),
-    HeaderName::from_static("apim-request-id"),
-    HeaderName::from_static("mistral-correlation-id"),
-];
+const REQUEST_IDS: [&str; 5] =
+    ["x-request-id", "request-id", "x-amzn-requestid", "apim-request-id", "mistral-correlation-id"];
 
 fn upstream_request_id(headers: &HeaderMap) -> Option<Arc<str>> {
-    let value = REQUEST_IDS.iter().find_map(|name| headers.get(name))?.to_str().ok()?;
+    let rank = |name: &HeaderName| REQUEST_IDS.iter().position(|id| *id == name.as_str());
+    let found = headers.iter().filter_map(|(name, value)| Some((rank(name)?, value)));
+    let value = found.min_by_key(|(rank, _)| *rank)?.1.to_str().ok()?;
     (value.len() <= 128).then(|| Arc::from(value))
 }

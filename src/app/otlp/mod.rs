@@ -180,7 +180,7 @@ impl Target {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("sidekey/", env!("CARGO_PKG_VERSION"))));
         headers.extend(self.headers.iter().cloned());
-        let mut response = match tokio::time::timeout(PATIENCE, self.pool.send(request)).await {
+        let mut response = match tokio::time::timeout(PATIENCE, self.pool.send(Box::new(request))).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(Untaken { again: true, why: error.to_string() }),
             Err(_) => return Err(Untaken { again: true, why: format!("no answer within {} s", PATIENCE.as_secs()) }),

@@ -177,7 +177,7 @@ impl Stage<'_> {
         let tls = TlsClient::new(None).map_err(|error| failed(error.to_string()))?;
         let pool = Arc::new(Pool::new(origin, tls.into(), Duration::from_secs(5), Clock::system()));
         let request = request(proxy, key)?;
-        let response = pool.send(request).await.map_err(|error| failed(error.to_string()))?;
+        let response = pool.send(Box::new(request)).await.map_err(|error| failed(error.to_string()))?;
         let header = response.headers().get("x-sidekey-request-id").and_then(|value| value.to_str().ok());
         let mut streamed = Streamed { request_id: header.unwrap_or_default().to_owned(), bytes: Vec::new(), pieces: 0 };
         let mut body = response.into_body();

@@ -25,7 +25,7 @@ use crate::net::body::{BoxError, Outgoing};
 use crate::net::ca::{Ca, Generation};
 use crate::net::dial::{Dialer, Origin, Reach, Stream};
 use crate::net::drain::{Drain, Watch};
-use crate::net::listener::{self, Handler, Patience};
+use crate::net::listener::{self, Answering, Handler, Patience};
 use crate::net::sni::{HANDSHAKE, HELLO_TIMEOUT};
 use crate::net::tunnel;
 use crate::net::upstream::Pool;
@@ -231,7 +231,7 @@ impl Watched {
             false => Outgoing::Streamed(Box::pin(body.map_err(Into::into))),
         };
         let pool = Pool::new(origin(&to.host, to.port), self.dialer.clone(), CONNECT_TIMEOUT, self.clock.clone());
-        match Arc::new(pool).send(Request::from_parts(parts, body)).await {
+        match Arc::new(pool).send(Box::new(Request::from_parts(parts, body))).await {
             Err(error) => self.unreached(to.at, &error),
             Ok(mut response) => {
                 self.tell(to.at, Became::Joined);
@@ -282,12 +282,8 @@ fn in_its_stead(request: &Request<Incoming>) -> (bool, Response<Answer>) {
 impl Handler for Watched {
     type Body = Answer;
 
-    fn handle(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> impl Future<Output = Response<Answer>> + Send + use<> {
-        Arc::clone(self).serve(request, peer)
+    fn handle(self: &Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Answering<Answer> {
+        Box::pin(Arc::clone(self).serve(request, peer))
     }
 
     fn patience(&self) -> Patience {
@@ -305,14 +301,10 @@ struct Inside {
 impl Handler for Inside {
     type Body = Answer;
 
-    fn handle(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        _: SocketAddr,
-    ) -> impl Future<Output = Response<Answer>> + Send + use<> {
+    fn handle(self: &Arc<Self>, request: Request<Incoming>, _: SocketAddr) -> Answering<Answer> {
         let (keyed, answer) = in_its_stead(&request);
         self.watched.tell(self.at, Became::Asked { keyed });
-        std::future::ready(answer)
+        Box::pin(std::future::ready(answer))
     }
 
     fn patience(&self) -> Patience {

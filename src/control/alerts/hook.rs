@@ -111,7 +111,7 @@ impl Hook {
     pub(super) async fn send(&self, message: &Message) -> Result<u16, Unsent> {
         let failed = |detail: String| Unsent { status: None, detail, again: true };
         let request = self.request(message).map_err(|detail| Unsent { again: false, ..failed(detail) })?;
-        let sent = tokio::time::timeout(self.timeout, self.pool.send(request)).await;
+        let sent = tokio::time::timeout(self.timeout, self.pool.send(Box::new(request))).await;
         let answer = match sent {
             Err(_) => return Err(failed(format!("no answer within {} ms", self.timeout.as_millis()))),
             Ok(Err(error)) => return Err(failed(error.to_string())),
