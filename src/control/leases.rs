@@ -30,6 +30,7 @@ use crate::id::{KeyId, KeySource, RequestId, is_name};
 use crate::lease::{LeaseHold, LeaseWish};
 use crate::limit::{Consumption, Moment, Permit};
 use crate::policy::Otherwise;
+use crate::pricing::Expected;
 use crate::provider::{Endpoint, Refusal, Upstream};
 use crate::storage::{EntryPlace, KeyState, LeaseRecord, Reserve, Store};
 use crate::unit::{TokensSource, Usage, duration, parse_usd, usd};
@@ -378,7 +379,9 @@ fn reservation(
     let price = || snapshot.prices().resolve(&upstream.id, wish.model.as_deref()?);
     let nano_usd = match said {
         Some(said) => said,
-        None => price().map_or(0, |found| found.price.estimate(input, output, None)),
+        None => {
+            price().map_or(0, |found| found.price.estimate(&Expected { input, output, ..Expected::default() }, None))
+        }
     };
     let reports = key.scopes.iter().flat_map(|scope| scope.report(at, &Consumption::default()));
     for limit in reports.filter(|report| !report.shadow).map(|report| report.limit) {

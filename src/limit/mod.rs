@@ -12,11 +12,12 @@
 //! A limit of 60 RPM admits 60 requests at once when nothing was used for a minute, and refills one a second: the
 //! burst is the limit, since that is what an SDK's user reads into `X-RateLimit-Limit-RPM: 60`, and since a request
 //! may need up to the whole TPM. The promise is therefore: **in any span of time, at most the limit plus what
-//! refills in that span**. After an idle minute a sliding minute can see nearly twice the limit; a steady load never
+//! refills in that span**, by what requests were thought to need when they came. After an idle minute a sliding minute can see nearly twice the limit; a steady load never
 //! sees more than the limit. Refills are rounded so as never to run fast.
 //!
-//! TPM is reserved by estimate and settled by what the provider reports. What was too much is returned, what was too
-//! little becomes debt, and the debt is refilled before the next request passes. It reaches at most 10 minutes ahead,
+//! TPM is reserved by estimate and settled by what the provider reports. What was too much is returned whole, also when
+//! time has refilled it by then: held back, long answers with a high `max_tokens` would halve the rate that is used. So over
+//! all, no more tokens pass than the limit's, while a moment may see what was returned late on top. What was too little becomes debt, and the debt is refilled before the next request passes. It reaches at most 10 minutes ahead,
 //! so that one wild underestimate does not lock a key out for hours. An estimate above the limit itself is refused at
 //! once. A request that needs no tokens (a list of models) is not held up by TPM.
 //!

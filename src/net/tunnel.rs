@@ -5,6 +5,7 @@
 use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,8 +21,9 @@ const LINGER: Duration = Duration::from_secs(10);
 
 /// Looks at a copy of what passes. Dropped when the tunnel has ended, however it ended.
 pub trait Observe: Send + 'static {
-    /// Bytes from the upstream, before the client gets them.
-    fn upstream_said(&mut self, bytes: &[u8]);
+    /// Bytes from the upstream, before the client gets them. With `Some`, the tunnel ends behind them, the client's side
+    /// with these last ones.
+    fn upstream_said(&mut self, bytes: &[u8]) -> Option<Bytes>;
     /// Both sides have ended.
     fn ended(&mut self);
 }
@@ -57,19 +59,29 @@ where
 async fn copy_both(client: Upgraded, upstream: Upgraded, observer: &mut impl Observe) {
     let (mut client_read, mut client_write) = tokio::io::split(TokioIo::new(client));
     let (mut upstream_read, mut upstream_write) = tokio::io::split(TokioIo::new(upstream));
-    let mut there = std::pin::pin!(copy(&mut client_read, &mut upstream_write, |_| {}));
+    let mut there = std::pin::pin!(copy(&mut client_read, &mut upstream_write, |_| None));
     let mut back = std::pin::pin!(copy(&mut upstream_read, &mut client_write, |bytes| observer.upstream_said(bytes)));
     tokio::select! {
         _ = &mut there => {
             let _ = tokio::time::timeout(LINGER, back).await;
         }
-        _ = &mut back => {
-            let _ = tokio::time::timeout(LINGER, there).await;
+        copied = &mut back => {
+            if matches!(copied, Ok(Copied::Whole) | Err(_)) {
+                let _ = tokio::time::timeout(LINGER, there).await;
+            }
         }
     }
 }
 
-async fn copy<R, W>(from: &mut R, to: &mut W, mut look: impl FnMut(&[u8])) -> io::Result<()>
+/// How far a side was copied.
+enum Copied {
+    /// To its end.
+    Whole,
+    /// To where it was to end.
+    Ended,
+}
+
+async fn copy<R, W>(from: &mut R, to: &mut W, mut look: impl FnMut(&[u8]) -> Option<Bytes>) -> io::Result<Copied>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -78,10 +90,16 @@ where
     loop {
         let len = from.read(&mut buffer).await?;
         if len == 0 {
-            return to.shutdown().await;
+            to.shutdown().await?;
+            return Ok(Copied::Whole);
         }
-        look(&buffer[..len]);
+        let last = look(&buffer[..len]);
         to.write_all(&buffer[..len]).await?;
+        if let Some(last) = last {
+            to.write_all(&last).await?;
+            to.shutdown().await?;
+            return Ok(Copied::Ended);
+        }
         to.flush().await?;
     }
 }

@@ -12,6 +12,23 @@ const OF_FEMTO: u128 = 1_000_000;
 /// How many of those are a nano-USD.
 const OF_NANO: u128 = 1_000_000 * OF_FEMTO;
 
+/// Tokens of an image whose size nobody has said: a large one of good quality at OpenAI
+/// (<https://platform.openai.com/docs/guides/image-generation#cost-and-latency>).
+const IMAGE_TOKENS: u64 = 4_160;
+
+/// What a call is thought to need of all that has a price.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// Tokens of the request.
+    pub input: u64,
+    /// Tokens of the answer.
+    pub output: u64,
+    /// Images of the answer.
+    pub images: u64,
+    /// Sound of the request, milliseconds.
+    pub audio_ms: u64,
+}
+
 /// A part of a call, and the items whose rate may be its own, the first known one counts.
 ///
 /// What has no rate of its own is part of something that has: a cached token without a price for cached ones was read like
@@ -71,22 +88,40 @@ impl Price {
         rates
     }
 
-    /// What a call of so many tokens costs at most, in nano-USD, rounded up: what a reservation takes. Every token is
-    /// charged as the dearest kind of text it can turn out to be: read, or written to a cache; answer, or reasoning. What
-    /// has no rate costs nothing here.
+    /// What a call of so much costs at most, in nano-USD, rounded up: what a reservation takes. Every token is charged as
+    /// the dearest kind of text it can turn out to be: read, or written to a cache; answer, or reasoning. What has no rate
+    /// costs nothing here.
     #[must_use]
-    pub fn estimate(&self, input: u64, output: u64, tier: Option<ServiceTier>) -> u64 {
-        let rates = self.rates_for(input, tier);
+    pub fn estimate(&self, expected: &Expected, tier: Option<ServiceTier>) -> u64 {
+        let rates = self.rates_for(expected.input, tier);
         let dearest = |items: &[Item]| items.iter().filter_map(|item| rates[*item]).max().map_or(0, Rate::get);
-        let read = dearest(&[Item::Input, Item::CacheWrite, Item::CacheWrite1h]);
+        let read = match expected.audio_ms {
+            0 => dearest(&[Item::Input, Item::CacheWrite, Item::CacheWrite1h]),
+            _ => dearest(&[Item::Input, Item::AudioInput]),
+        };
         let written = match dearest(&[Item::Output, Item::Reasoning]) {
             // Models that only make images or speech.
             0 => dearest(&[Item::ImageOutput, Item::AudioOutput]),
             rate => rate,
         };
-        let parts = [(input, read), (output, written), (1, dearest(&[Item::PerRequest]))];
-        let femto = parts.iter().map(|(units, rate)| u128::from(*units) * u128::from(*rate)).sum::<u128>();
-        u64::try_from(femto.div_ceil(OF_NANO / OF_FEMTO)).unwrap_or(u64::MAX)
+        // An image has a price, or its tokens have.
+        let (per_image, drawn) = match dearest(&[Item::PerImage]) {
+            0 => (0, dearest(&[Item::Output, Item::ImageOutput])),
+            rate => (rate, 0),
+        };
+        // Who charges for searches alone makes one at least.
+        let searches = u64::from(read == 0 && written == 0);
+        let parts = [
+            (u128::from(expected.input) * OF_FEMTO, read),
+            (u128::from(expected.output) * OF_FEMTO, written),
+            (u128::from(expected.images) * OF_FEMTO, per_image),
+            (u128::from(expected.images) * u128::from(IMAGE_TOKENS) * OF_FEMTO, drawn),
+            (u128::from(expected.audio_ms), dearest(&[Item::PerSecond])),
+            (u128::from(searches) * OF_FEMTO, dearest(&[Item::PerSearch])),
+            (OF_FEMTO, dearest(&[Item::PerRequest])),
+        ];
+        let all = parts.iter().map(|(units, rate)| units.saturating_mul(u128::from(*rate)));
+        u64::try_from(all.fold(0_u128, u128::saturating_add).div_ceil(OF_NANO)).unwrap_or(u64::MAX)
     }
 
     /// What a call of this usage costs, in nano-USD, rounded half up; `None` when that cannot be known: nothing was
@@ -272,7 +307,24 @@ mod tests {
             ("nothing", SONNET, 0, 0, None, 0),
             ("too much to say", r#"{"input":"18446744073"}"#, u64::MAX, 0, None, u64::MAX),
         ] {
-            assert_eq!(price(json).estimate(input, output, tier), want, "{name}");
+            let expected = Expected { input, output, ..Expected::default() };
+            assert_eq!(price(json).estimate(&expected, tier), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_counted_in_tokens_is_thought_of_too() {
+        let (image, sound) = (Expected { input: 10, images: 2, ..Expected::default() }, 90_000);
+        let sound = Expected { input: 900, audio_ms: sound, ..Expected::default() };
+        for (name, json, expected, want) in [
+            ("images", r#"{"per_image":"0.04"}"#, image, 80_000_000),
+            ("tokens of images", r#"{"input":"5","image_output":"40"}"#, image, 332_850_000),
+            ("seconds", r#"{"per_second":"0.0001"}"#, sound, 9_000_000),
+            ("tokens of sound", r#"{"input":"2.5","audio_input":"6","output":"10"}"#, sound, 5_400_000),
+            ("searches", r#"{"per_search":"0.002"}"#, Expected::default(), 2_000_000),
+            ("searches beside tokens", SONNET, Expected::default(), 0),
+        ] {
+            assert_eq!(price(json).estimate(&expected, None), want, "{name}");
         }
     }
 
@@ -392,7 +444,8 @@ mod tests {
                 reasoning,
                 ..Usage::default()
             };
-            prop_assert!(price.cost(&usage, None).unwrap() <= price.estimate(input, output, None));
+            let expected = Expected { input, output, ..Expected::default() };
+            prop_assert!(price.cost(&usage, None).unwrap() <= price.estimate(&expected, None));
         }
 
         /// No figures and no rates make it panic, and a cost there is when all rates are.

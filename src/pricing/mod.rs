@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::rfc3339;
 
 pub use self::built_in::pack;
+pub use self::cost::Expected;
 pub use self::file::{BadFile, Prices, read};
 pub use self::name::{ANY, BadName, PriceName, Spelling};
 pub use self::price::{Above, BadPrice, Price};

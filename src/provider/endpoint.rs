@@ -70,6 +70,12 @@ pub enum ModelRule {
 }
 
 impl Endpoint {
+    /// True when nothing is charged for it, as far as the provider's list of prices goes.
+    #[must_use]
+    pub fn is_free(self) -> bool {
+        matches!(self, Self::CountTokens | Self::Files | Self::Models | Self::Moderations | Self::Stored)
+    }
+
     /// Every endpoint, in the order of the words.
     pub const ALL: [Self; 23] = [
         Self::Assistants,

@@ -169,6 +169,13 @@ impl Call<'_> {
         }
     }
 
+    /// True of work whose cost no answer tells: batches, films, training, runs of assistants, whatever is not recognised.
+    #[must_use]
+    pub fn costs_unseen(&self, method: &Method) -> bool {
+        let reads = matches!(*method, Method::DELETE | Method::GET | Method::HEAD | Method::OPTIONS);
+        self.wire == Wire::None && !reads && !self.endpoint.is_free()
+    }
+
     /// The model that the provider will use, as allow-lists write it: the path's, else the body's where that counts.
     #[must_use]
     pub fn model<'b>(&'b self, asked: &'b Asked) -> Option<&'b str> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::limit;
 use crate::net::upstream::SendError;
-use crate::provider::{Action, BadPath, BadRequest, Counted, Meaning, Refusal, RefusalKind};
+use crate::provider::{Action, BadPath, BadRequest, Counted, Endpoint, Meaning, Refusal, RefusalKind};
 use crate::virtual_key::Rejection;
 
 /// Why the proxy did not relay an answer. Messages never hold a key.
@@ -58,6 +58,11 @@ pub(super) enum Error {
          sidekey prices set {provider}/{model}; or let it pass: --unpriced allow"
     )]
     Unpriced { provider: String, model: String },
+    #[error(
+        "what {endpoint} at {provider} costs shows in no answer, and this virtual key has a budget; let it pass: \
+         --unpriced allow"
+    )]
+    Uncounted { provider: String, endpoint: Endpoint },
     #[error("the request cannot be recorded now, and this virtual key must not be used without: {0}; try again later")]
     Unrecorded(String),
     #[error("{provider}: {source}")]
@@ -125,9 +130,10 @@ impl Error {
             | Self::SeveralKeys => RefusalKind::BadRequest,
             Self::Route { source, .. } => source.kind(),
             Self::BodyTooLarge { .. } => RefusalKind::BodyTooLarge,
-            Self::EndpointNotAllowed { .. } | Self::ModelUnknown { .. } | Self::ProviderNotAllowed { .. } => {
-                RefusalKind::PermissionDenied
-            }
+            Self::EndpointNotAllowed { .. }
+            | Self::ModelUnknown { .. }
+            | Self::ProviderNotAllowed { .. }
+            | Self::Uncounted { .. } => RefusalKind::PermissionDenied,
             Self::Internal(_) => RefusalKind::Internal,
             Self::KeyNotAccepted(reason) => rejection(*reason).kind,
             Self::Limited(refused) if refused.limit.is_rate() => RefusalKind::RateLimited,

@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::explain::{Explanation, Question, RouteTaken, TargetTaken};
 use crate::limit::{Consumption, Kind, Moment, Permit};
 use crate::provider::{Asked, Call, Endpoint, Registry, Upstream, default_dialect};
-use crate::proxy::admit;
+use crate::proxy::admit::{self, Asks};
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::Error;
 use crate::proxy::route;
@@ -92,15 +92,16 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
         }
         let First { upstream, call, model } = first;
         let model = model.as_deref().or_else(|| call.model(&asked));
+        let asks = Asks { method: &Method::POST, call: &call, asked: &asked, input: question.input_tokens };
         let need = match call.endpoint {
             Endpoint::Realtime => admit::session(),
-            _ => admit::estimate(call.wire, question.input_tokens, &asked, &caller, model),
+            _ => asks.estimate(&caller, model),
         };
         let choice = Choice::new(Arc::clone(&upstream), &caller, model, (need, at.wall_ms), 0);
         let keys = why.note(choice.preview(store, at.now)).unwrap_or_default();
         explanation.provider_keys = keys.into_iter().map(|key| (Arc::clone(&key), key.record.owner.source())).collect();
         why.note(admit::place(&caller, &store.ledger()).map(drop));
-        let price = admit::price(need, call.wire, &caller, (&upstream.id, model), snapshot.prices());
+        let price = admit::price(need, asks, &caller, (&upstream.id, model), snapshot.prices());
         explanation.need = why.note(price).map_or(need, |(need, _)| need);
         explanation.priced = model.is_some_and(|model| snapshot.prices().resolve(&upstream.id, model).is_some());
         explanation.endpoint = Some(call.endpoint);
@@ -179,7 +180,8 @@ impl Along<'_> {
         call.model = call.model.map(|_| Cow::Owned(model.clone()));
         let said = (self.question.input_tokens, self.asked);
         let snapshot = self.store.snapshot();
-        let (need, _) = route::allowed(self.caller, &upstream, (&call, &model), said, snapshot.prices())?;
+        let (need, _) =
+            route::allowed(self.caller, &upstream, (&Method::POST, &call, &model), said, snapshot.prices())?;
         let choice = Choice::new(Arc::clone(&upstream), self.caller, Some(&model), (need, self.at.wall_ms), 0);
         let no_key = choice.preview(self.store, self.at.now).err();
         Ok((First { upstream, call, model: Some(model) }, no_key, need))

@@ -17,7 +17,7 @@ use crate::limit::{Consumption, Moment};
 use crate::net::upstream::Received;
 use crate::pricing::PriceTable;
 use crate::provider::{Ask, Asked, Call, Endpoint, Named, NoProvider, Registry, Upstream};
-use crate::proxy::admit;
+use crate::proxy::admit::{self, Asks};
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::Error;
 use crate::proxy::forward::{Kept, Outbound, Way, tries};
@@ -52,18 +52,19 @@ pub(super) fn upstream(registry: &Registry, target: &Target, named: Named<'_>) -
 pub(super) fn allowed(
     caller: &Caller,
     upstream: &Upstream,
-    (call, model): (&Call<'_>, &str),
+    (method, call, model): (&Method, &Call<'_>, &str),
     (input, asked): (u64, &Asked),
     prices: &PriceTable,
 ) -> Result<(Consumption, Option<Arc<str>>), Error> {
     if let Some(key) = caller.key() {
         select::permit(key, &upstream.id, call, Some(model))?;
     }
+    let asks = Asks { method, call, asked, input };
     let estimate = match call.endpoint {
         Endpoint::Realtime => admit::session(),
-        _ => admit::estimate(call.wire, input, asked, caller, Some(model)),
+        _ => asks.estimate(caller, Some(model)),
     };
-    let (need, found) = admit::price(estimate, call.wire, caller, (&upstream.id, Some(model)), prices)?;
+    let (need, found) = admit::price(estimate, asks, caller, (&upstream.id, Some(model)), prices)?;
     Ok((need, found.filter(|_| need.nano_usd > 0).map(|found| Arc::clone(&found.version))))
 }
 
@@ -161,7 +162,8 @@ impl Onward {
         let ask = Ask { method, path, call, asked, named: named.as_ref() };
         let moved = ask.moved(&upstream, target.model.as_deref()).map_err(Error::Misrouted)?;
         let said = (self.input_estimate, &self.asked);
-        let (need, price_version) = allowed(&self.caller, &upstream, (&moved.call, &moved.model), said, &self.prices)?;
+        let (need, price_version) =
+            allowed(&self.caller, &upstream, (&self.method, &moved.call, &moved.model), said, &self.prices)?;
         let lane = proxy.lane(&upstream).ok_or(Error::Internal("the provider is not built"))?;
         let uri = match upstream.base_path().is_empty() {
             true => Uri::try_from(moved.path),

@@ -91,6 +91,8 @@ pub(super) struct Open {
     pub(super) input_estimate: u64,
     /// The call consumes tokens, if it succeeds.
     pub(super) consumes: bool,
+    /// Its answer may hold no figure at all, as one of sound does; then it cost what was reserved.
+    pub(super) by_reservation: bool,
     /// The model that a route has in fact called.
     pub(super) called: Option<Arc<str>>,
     /// True when a route has led it on since it was sent.
@@ -312,7 +314,8 @@ impl Closed {
         let entry = &mut self.open.entry;
         // What was noted is the price of the reservation.
         entry.price_version = None;
-        let served = self.open.consumes && entry.status < 400 && entry.attempts > 0;
+        let works = self.open.consumes || self.open.by_reservation;
+        let served = works && entry.status < 400 && entry.attempts > 0;
         // A fee for each call is due for one that was served; without that, for nothing.
         if entry.tokens == Usage::default() && !served {
             return;
@@ -326,12 +329,18 @@ impl Closed {
         if let Some(cost) = self.tally.cost_nano.filter(|_| !own && prices.reports_cost(&entry.provider)) {
             entry.cost_nano_usd = Some(cost);
             entry.price_version = Some(pricing::REPORTED.into());
-        } else if let Some(found) = found
+        } else if let Some(found) = &found
             && let Some(cost) = found.price.cost(&entry.tokens, entry.service_tier)
         {
             entry.cost_nano_usd = Some(cost);
             entry.price_version = Some(Arc::clone(&found.version));
-        } else if entry.tokens.billable() > 0 {
+        } else if let Some(found) = found.filter(|_| served && self.open.by_reservation)
+            && let Some(permit) = &self.open.permit
+        {
+            entry.cost_nano_usd = Some(permit.reserved().nano_usd);
+            entry.price_version = Some(Arc::clone(&found.version));
+            entry.tokens_source = TokensSource::Estimated;
+        } else if entry.tokens.billable() > 0 || served && self.open.by_reservation {
             self.open.books.unpriced.tell(entry);
         }
     }
@@ -519,6 +528,7 @@ mod tests {
                 parent: None,
                 input_estimate: 3,
                 consumes,
+                by_reservation: false,
                 called: None,
                 moved: false,
             });

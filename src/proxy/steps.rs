@@ -14,6 +14,7 @@ use crate::entry::{Entry, Outcome};
 use crate::id::{KeySource, ScopeId, is_name};
 use crate::limit::{Consumption, Moment, RateHeaders};
 use crate::provider::{Asked, Call, Upstream, check_path};
+use crate::proxy::admit::{self, Asks};
 use crate::proxy::authenticate::{Caller, Door, authenticate};
 use crate::proxy::error::Error;
 use crate::proxy::forward::{Outbound, Way, forward};
@@ -23,9 +24,7 @@ use crate::proxy::request::{self, Bounds, Original, Taken};
 use crate::proxy::route::{self, Onward, Start};
 use crate::proxy::select::{self, Choice};
 use crate::proxy::settle::{Account, Open};
-use crate::proxy::{
-    Arrival, Destination, Inbound, Lane, Proxy, Trail, UnknownKeys, admit, credentials, headers, upgrade,
-};
+use crate::proxy::{Arrival, Destination, Inbound, Lane, Proxy, Trail, UnknownKeys, credentials, headers, upgrade};
 use crate::secret::Secret;
 use crate::span::TraceParent;
 use crate::tally::{Observer, Wire};
@@ -180,6 +179,7 @@ impl Proxy {
             parent: self.parts.spans.as_ref().and_then(|_| TraceParent::of(&parts.headers)),
             input_estimate,
             consumes: call.wire.has_output() || matches!(call.wire, Wire::GeminiEmbed | Wire::OpenAiEmbeddings),
+            by_reservation: matches!(call.wire, Wire::OpenAiAudio | Wire::OpenAiImages),
             called: None,
             moved: false,
         });
@@ -220,19 +220,18 @@ impl Proxy {
 
     /// Reserves what the request is thought to need, and room for its entry.
     fn admit(&self, at: Moment, selected: Box<Selected>, trail: &mut Trail) -> Result<Admitted, Error> {
+        let Selected { parts, call, asked, input_estimate, .. } = &*selected;
+        let asks = Asks { method: &parts.method, call, asked, input: *input_estimate };
         let estimate = match selected.upgrade {
             Some(_) => admit::session(),
-            None => {
-                let Selected { call, input_estimate, asked, caller, .. } = &*selected;
-                admit::estimate(call.wire, *input_estimate, asked, caller, selected.model())
-            }
+            None => asks.estimate(&selected.caller, selected.model()),
         };
         let place = admit::place(&selected.caller, &self.books.ledger)?;
         let (estimate, found) = match trail.account.open() {
             Some(open) => {
                 let model = open.called.as_deref().or(open.entry.model_requested.as_deref());
                 let asked = (&*open.entry.provider, model);
-                admit::price(estimate, selected.call.wire, &selected.caller, asked, &open.prices)?
+                admit::price(estimate, asks, &selected.caller, asked, &open.prices)?
             }
             None => (estimate, None),
         };

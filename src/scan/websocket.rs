@@ -143,6 +143,12 @@ impl Scanner {
         Ok(())
     }
 
+    /// True when the next byte begins a frame: a control frame may stand there (RFC 6455 §5.4).
+    #[must_use]
+    pub fn is_between_frames(&self) -> bool {
+        self.have == 0 && matches!(self.state, State::Head)
+    }
+
     fn head(&mut self, rest: &[u8], sink: &mut impl FnMut(Part<'_>)) -> Result<usize, Error> {
         self.head[usize::from(self.have)] = rest[0];
         self.have += 1;

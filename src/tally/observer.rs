@@ -10,6 +10,7 @@ use super::reading::Reading;
 use super::{GaveUp, Tally, Wire, bedrock};
 use crate::scan::decode::{self, Decoder};
 use crate::scan::{eventstream, lines, sse, websocket};
+use crate::unit::Usage;
 
 /// Follows one response body. Never fails and never holds the body; costs some 100 ns an event.
 #[derive(Debug)]
@@ -90,6 +91,18 @@ impl Observer {
     #[must_use]
     pub fn output_so_far(&self) -> u64 {
         self.documents.reading.output_so_far()
+    }
+
+    /// What the provider has reported so far.
+    #[must_use]
+    pub fn usage_so_far(&self) -> Usage {
+        self.documents.reading.usage_so_far()
+    }
+
+    /// True when a WebSocket's next byte begins a frame.
+    #[must_use]
+    pub fn is_between_frames(&self) -> bool {
+        matches!(&self.framing, Framing::WebSocket(scanner) if scanner.is_between_frames())
     }
 
     /// The body has ended, or broken off: says what was counted. The observer is spent.

@@ -192,6 +192,10 @@ impl Reading {
         self.commit();
     }
 
+    pub(super) fn usage_so_far(&self) -> Usage {
+        (self.rules.settle)(&self.reports)
+    }
+
     pub(super) fn output_so_far(&self) -> u64 {
         let reported = (self.rules.settle)(&self.reports).output.unwrap_or(0);
         reported.max(self.text.bytes() / 4)

@@ -41,6 +41,7 @@ mod reload;
 mod reverse;
 mod route;
 mod sdk;
+mod spending;
 mod stream;
 mod support;
 mod telemetry;

@@ -91,6 +91,8 @@ pub struct Asked {
     pub stream: Option<bool>,
     /// The most tokens it lets the provider generate, over all answers.
     pub max_output: Option<u64>,
+    /// How many answers it asks for.
+    pub count: Option<u64>,
     /// True when it asks for usage at the end of a stream already.
     pub include_usage: bool,
     splice: Option<Splice>,
@@ -357,6 +359,7 @@ impl Fields {
             model: self.model,
             stream: self.stream,
             max_output: self.limit.map(|limit| limit.saturating_mul(self.count.unwrap_or(1).max(1))),
+            count: self.count,
             splice,
             model_at,
         }

@@ -442,6 +442,7 @@ async fn websocket(
         seen.grow(&message.clone().into_data());
         match &script {
             Socket::Echo => drop(socket.send(message).await),
+            Socket::Answer(text) => drop(socket.send(text.clone().into()).await),
             Socket::Say(texts) => {
                 for text in texts {
                     drop(socket.send(text.clone().into()).await);

@@ -68,6 +68,8 @@ pub(crate) enum Socket {
     Echo,
     /// Answers the first message with these texts, then closes.
     Say(Vec<String>),
+    /// Answers each message with this text.
+    Answer(String),
 }
 
 /// Makes a message of a request's body.
