@@ -37,7 +37,7 @@ pub fn plain(path: &str) -> Option<Asset> {
 /// What a page may load and do: only what comes from here, and nothing written into the page itself.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
-    require-trusted-types-for 'script'";
+    require-trusted-types-for 'script'; trusted-types 'none'";
 
 pub(super) async fn index(State(state): State<Arc<ControlState>>, headers: HeaderMap) -> Result<Response, Problem> {
     page(&state, "index.html", &headers)
