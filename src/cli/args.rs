@@ -251,6 +251,10 @@ pub struct ExecArgs {
     /// repeated
     #[arg(long, value_name = "WHAT", requires = "sandbox")]
     pub allow: Vec<Allowed>,
+    /// Leaves the command the variables of real keys, or of those named alone, with commas. What the virtual key stands in is set
+    /// all the same
+    #[arg(long, value_name = "NAMES", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    pub keep_keys: Option<Vec<String>>,
     /// Says nothing at the end
     #[arg(long, short)]
     pub quiet: bool,
@@ -264,6 +268,12 @@ impl ExecArgs {
     #[must_use]
     pub fn intercepts(&self) -> bool {
         self.sandbox || self.mode == Mode::Proxy
+    }
+
+    /// True for a variable of a real key that is left to the command.
+    #[must_use]
+    pub fn keeps(&self, name: &str) -> bool {
+        self.keep_keys.as_ref().is_some_and(|names| names.is_empty() || names.iter().any(|kept| kept == name))
     }
 }
 

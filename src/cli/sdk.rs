@@ -48,6 +48,24 @@ pub static SDKS: &[Sdk] = &[
     sdk("ollama", &[("OLLAMA_HOST", "")], Some("OLLAMA_API_KEY")),
 ];
 
+/// Credentials of a cloud's account, which can pay for a provider's requests past sidekey, and serve for more.
+struct Account {
+    /// An id, or a dialect of no other cloud.
+    provider: &'static str,
+    keys: &'static [&'static str],
+    /// Variables that name files.
+    files: &'static [&'static str],
+}
+
+static ACCOUNTS: &[Account] = &[
+    Account {
+        provider: "bedrock",
+        keys: &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"],
+        files: &[],
+    },
+    Account { provider: "vertex", keys: &[], files: &["GOOGLE_APPLICATION_CREDENTIALS"] },
+];
+
 /// The hosts by which a client may mean a provider: the vendors' own, and those that `/api/providers` shows. Some are patterns
 /// with `*`.
 #[must_use]
@@ -62,7 +80,7 @@ pub fn hosts(providers: &Value) -> Vec<String> {
 }
 
 /// A provider as the admin API shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 struct Known {
     id: String,
     #[serde(default)]
@@ -74,6 +92,20 @@ struct Known {
     /// Variables that may hold a real key of it.
     #[serde(default)]
     env: Vec<String>,
+    #[serde(default)]
+    enabled: bool,
+    /// How many provider keys there are.
+    #[serde(default)]
+    keys: usize,
+}
+
+/// The variables of real provider keys, of every provider: a child must not see them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Real {
+    /// Those that hold one.
+    pub keys: BTreeSet<String>,
+    /// Those that name a file that does.
+    pub files: BTreeSet<String>,
 }
 
 /// The variables of one SDK, and the provider they lead to.
@@ -90,9 +122,8 @@ struct Target {
 pub struct Targets {
     proxy: SocketAddr,
     all: Vec<Target>,
-    /// Variables that hold real provider keys, of every provider: a child must not see them. The SDKs' own are set
-    /// anew afterwards.
-    pub real: BTreeSet<String>,
+    /// What a child must not see. The SDKs' own are set anew afterwards.
+    pub real: Real,
     /// Providers that were asked for and that no variable leads to: why, and what to do instead.
     pub by_hand: Vec<Failure>,
 }
@@ -110,8 +141,8 @@ impl Targets {
         let target = |sdk| Target { sdk, provider: sdk.provider.to_owned(), tail: None };
         let known = providers["providers"].as_array().into_iter().flatten();
         let known: Vec<Known> = known.filter_map(|provider| Known::deserialize(provider).ok()).collect();
-        let real = real_key_variables(&known);
         if only.is_empty() {
+            let real = Real::of(&known, &[]);
             return Ok(Self { proxy, all: SDKS.iter().map(target).collect(), real, by_hand: Vec::new() });
         }
         let mut asked: Vec<Known> = Vec::new();
@@ -121,6 +152,7 @@ impl Targets {
                 asked.push(found);
             }
         }
+        let real = Real::of(&known, &asked);
         let alone = asked.len() == 1;
         let (mut all, mut by_hand) = (Vec::new(), Vec::new());
         for provider in asked {
@@ -197,7 +229,7 @@ fn find(name: &str, known: &[Known]) -> Result<Known, Failure> {
     }
     if let Some(row) = provider(name) {
         let (dialect, v1) = (row.dialect.name().to_owned(), row.v1.map(str::to_owned));
-        return Ok(Known { id: row.id.to_owned(), aliases: Vec::new(), dialect, v1, env: Vec::new() });
+        return Ok(Known { id: row.id.to_owned(), dialect, v1, ..Known::default() });
     }
     let own = known.iter().map(|provider| provider.id.as_str());
     let rows = PROVIDERS.iter().flat_map(|row| std::iter::once(row.id).chain(row.aliases.iter().copied()));
@@ -208,11 +240,32 @@ fn find(name: &str, known: &[Known]) -> Result<Known, Failure> {
     })
 }
 
-/// Those of the built-in providers, of the operator's own, and of the SDKs.
-fn real_key_variables(known: &[Known]) -> BTreeSet<String> {
-    let built_in = PROVIDERS.iter().flat_map(|provider| provider.env.iter().copied());
-    let own = known.iter().flat_map(|provider| provider.env.iter().map(String::as_str));
-    built_in.chain(own).chain(SDKS.iter().filter_map(|sdk| sdk.key)).map(str::to_owned).collect()
+impl Real {
+    /// Those of the built-in providers, of the operator's own, and of the SDKs. Those of a cloud's account only where one of
+    /// its providers has keys here or is `asked` for: elsewhere they are none of ours, and other services want them.
+    fn of(known: &[Known], asked: &[Known]) -> Self {
+        let built_in = PROVIDERS.iter().flat_map(|provider| provider.env.iter().copied());
+        let own = known.iter().flat_map(|provider| provider.env.iter().map(String::as_str));
+        let plain = built_in.chain(own).chain(SDKS.iter().filter_map(|sdk| sdk.key));
+        let mut keys: BTreeSet<String> = plain.map(str::to_owned).collect();
+        // Each may be said as a file too.
+        let mut files: BTreeSet<String> = keys.iter().map(|name| format!("{name}_FILE")).collect();
+        let served = known.iter().filter(|provider| provider.enabled && provider.keys > 0);
+        let served: Vec<&Known> = served.chain(asked).collect();
+        for account in ACCOUNTS {
+            if served.iter().any(|provider| [&provider.id, &provider.dialect].iter().any(|is| *is == account.provider))
+            {
+                keys.extend(account.keys.iter().map(|name| (*name).to_owned()));
+                files.extend(account.files.iter().map(|name| (*name).to_owned()));
+            }
+        }
+        Self { keys, files }
+    }
+
+    /// All of them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().chain(&self.files).map(String::as_str)
+    }
 }
 
 /// A listener on all addresses is reached on the loopback one.
@@ -340,8 +393,31 @@ mod tests {
         for only in [&[][..], &["groq".to_owned()]] {
             let real = Targets::of("127.0.0.1:1".parse().unwrap(), only, &known).unwrap().real;
             for name in ["GOOGLE_API_KEY", "OPENAI_API_KEY", "MY_KEY", "OUR_KEY"] {
-                assert!(real.contains(name), "{name}");
+                assert!(real.keys.contains(name), "{name}");
+                assert!(real.files.contains(&format!("{name}_FILE")), "{name}");
             }
+        }
+    }
+
+    #[test]
+    fn an_accounts_credentials_are_real_keys_where_it_is_served() {
+        let known = |id: &str, dialect: &str, enabled: bool, keys: usize| json!({"providers": [{"id": id, "dialect": dialect, "enabled": enabled, "keys": keys}]});
+        let (aws, google) = ("AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS");
+        for (known, only, want) in [
+            (known("openai", "openai", true, 1), &[][..], &[][..]),
+            (known("bedrock", "bedrock", true, 0), &[], &[]),
+            (known("bedrock", "bedrock", false, 1), &[], &[]),
+            (known("bedrock", "bedrock", true, 1), &[], &[aws]),
+            (known("bedrock", "bedrock", true, 1), &["openai"], &[aws]),
+            (known("in-europe", "bedrock", true, 2), &[], &[aws]),
+            (known("openai", "openai", true, 1), &["aws"], &[aws]),
+            (known("vertex", "gemini", true, 1), &[], &[google]),
+            (known("gemini", "gemini", true, 1), &["bedrock", "vertex"], &[aws, google]),
+        ] {
+            let only: Vec<String> = only.iter().map(|name| (*name).to_owned()).collect();
+            let real = Targets::of("127.0.0.1:1".parse().unwrap(), &only, &known).unwrap().real;
+            let got: Vec<&str> = real.names().filter(|name| [aws, google].contains(name)).collect();
+            assert_eq!(got, want, "{known} {only:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `sidekey exec` by proxy and in a sandbox: programs that are told nothing of base URLs, and one that is told nothing at
 //! all.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::chown;
 use std::process::{Command, Output, Stdio};
 
@@ -14,6 +14,8 @@ const ANSWER: &str =
     r#"{"model":"gpt-4o-mini","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}"#;
 const CALL: &str = r#"curl -sS -f --max-time 30 https://api.openai.com/v1/chat/completions \
     -H "Authorization: Bearer $OPENAI_API_KEY" -d '{"model":"gpt-4o-mini","messages":[]}'"#;
+/// A real key that a variable names the file of.
+const IN_A_FILE: &str = "sk-real-in-a-file-Kq7WmZ3xTn9vRb2c";
 /// An ordinary user.
 const USER: u32 = 1000;
 
@@ -84,6 +86,50 @@ async fn a_shell_is_led_by_its_proxy() {
     assert!(without.status.code() == Some(1) && said(&without).contains("sidekey run"), "{}", said(&without));
 }
 
+#[tokio::test]
+async fn real_keys_are_taken_from_the_commands_environment() {
+    const MARK: &str = "sk-very-real";
+    let account = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+    let google = "GOOGLE_APPLICATION_CREDENTIALS";
+    let plain = ["GOOGLE_API_KEY", "GROQ_API_KEY_FILE", "MINE_KEY", "MINE_KEY_FILE", "OPENAI_API_KEY_FILE"];
+    // In these the virtual key stands.
+    let stands = ["AWS_BEARER_TOKEN_BEDROCK", "OPENAI_API_KEY"];
+    let never = ["SIDEKEY_MASTER_KEY", "SIDEKEY_MASTER_KEY_FILE"];
+    let names = [&account[..], &[google], &plain, &stands, &never].concat();
+    let env: Vec<(&str, &str)> = names.iter().map(|name| (*name, MARK)).chain([("S3_BUCKET", MARK)]).collect();
+
+    let provider = provider().await;
+    let options = Options::new().provider("openai", &provider.url());
+    let own =
+        format!("[providers.mine]\nbase_url = {:?}\ndialect = \"openai\"\nenv = [\"MINE_KEY\"]\n", provider.url());
+    let sidekey = Sidekey::start(&options.config(&own)).await;
+    sidekey.add_provider_key("openai", REAL_KEY).await;
+    let left = async |flags: &[&str]| {
+        let args = [&["exec"], flags, &["--", "env"]].concat();
+        let output = sidekey.cli_env(&args, &env).await;
+        assert!(output.status.success(), "{flags:?}: {}", said(&output));
+        let out = text(&output.stdout);
+        assert!(out.contains("\nOPENAI_API_KEY=sk-side-") || out.starts_with("OPENAI_API_KEY=sk-side-"), "{out}");
+        let mut left: Vec<String> =
+            out.lines().filter_map(|line| Some(line.strip_suffix(MARK)?.trim_end_matches('=').to_owned())).collect();
+        left.sort_unstable();
+        left
+    };
+    let want = |names: &[&[&'static str]]| -> Vec<&'static str> {
+        let mut names = [&names.concat()[..], &["S3_BUCKET"]].concat();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(left(&[]).await, want(&[&account, &[google]]), "no account is served here");
+    assert_eq!(left(&["--mode", "proxy"]).await, want(&[&account, &[google]]));
+    assert_eq!(left(&["--provider", "openai", "--provider", "vertex"]).await, want(&[&account]));
+    sidekey.add_provider_key("bedrock", "bedrock-api-key-Kq7WmZ3xTn9vRb2c").await;
+    assert_eq!(left(&[]).await, want(&[&[google]]), "Bedrock is served");
+    let keep = format!("--keep-keys={}", account[..2].join(","));
+    assert_eq!(left(&[&keep]).await, want(&[&account[..2], &[google]]));
+    assert_eq!(left(&["--keep-keys"]).await, want(&[&account, &[google], &plain]));
+}
+
 /// sidekey without a daemon, as an ordinary user, in a home of its own.
 struct Home {
     folder: tempfile::TempDir,
@@ -94,6 +140,7 @@ impl Home {
         let folder = tempfile::Builder::new().prefix("sidekey-exec-it-").tempdir().expect("a temporary folder");
         let config = format!("[providers.openai]\nbase_url = {:?}\n", provider.url());
         std::fs::write(folder.path().join("sidekey.toml"), config).expect("our folder");
+        std::fs::write(folder.path().join("groq.key"), IN_A_FILE).expect("our folder");
         if rustix::process::geteuid().is_root() {
             chown(folder.path(), Some(USER), Some(USER)).expect("root");
         }
@@ -118,7 +165,7 @@ impl Home {
         let path = self.folder.path();
         command.args(args).env_clear().current_dir("/").env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", path).env("SIDEKEY_CONFIG", path.join("sidekey.toml"));
-        command.env("SIDEKEY_DATA_DIR", path.join("data"));
+        command.env("SIDEKEY_DATA_DIR", path.join("data")).env("GROQ_API_KEY_FILE", path.join("groq.key"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("it runs");
         // A command that does not read its stdin may be gone before this is written.
@@ -132,10 +179,65 @@ impl Home {
         let output = self.run(&exec, "");
         let error = text(&output.stderr);
         if error.contains("no sandbox: namespaces") {
+            assert!(std::env::var_os("CI").is_none(), "no user namespaces for ordinary users: {error}");
             eprintln!("SKIPPED (1): no user namespaces for ordinary users; exec --sandbox was not tried: {error}");
             return None;
         }
         Some(output)
+    }
+}
+
+/// Services outside a sandbox: TCP and UDP, by IPv4, and by IPv6 where this machine has it.
+struct Outside {
+    tcp: Vec<TcpListener>,
+    udp: Vec<UdpSocket>,
+}
+
+impl Outside {
+    fn new() -> Self {
+        let v6 = TcpListener::bind("[::1]:0").ok();
+        if v6.is_none() {
+            eprintln!("SKIPPED: no IPv6 here; a sandbox was not tried with it");
+        }
+        let hosts = if v6.is_some() { &["127.0.0.1", "::1"][..] } else { &["127.0.0.1"] };
+        let tcp = std::iter::once(TcpListener::bind("127.0.0.1:0").expect("a free port")).chain(v6).collect();
+        let udp = hosts.iter().map(|host| UdpSocket::bind((*host, 0)).expect("a free port")).collect();
+        Self { tcp, udp }
+    }
+
+    fn places(&self) -> [Vec<String>; 2] {
+        let tcp = self.tcp.iter().map(|socket| socket.local_addr().expect("bound"));
+        let udp = self.udp.iter().map(|socket| socket.local_addr().expect("bound"));
+        [
+            tcp.map(|at| format!("{}/{}", at.ip(), at.port())).collect(),
+            udp.map(|at| format!("{}/{}", at.ip(), at.port())).collect(),
+        ]
+    }
+
+    /// Tries them all. Where nobody listens the first datagram is lost, and the second refused.
+    fn probe(&self) -> String {
+        let [tcp, udp] = self.places().map(|places| places.join(" "));
+        format!(
+            "tcp() {{ if (exec 3<>/dev/tcp/$1) 2>/dev/null; then echo \"open $1\"; else echo closed; fi; }}
+             udp() {{ if (exec 3<>/dev/udp/$1 && echo x >&3 && echo x >&3) 2>/dev/null
+                      then echo \"open $1\"; else echo closed; fi; }}
+             for to in {tcp}; do tcp $to; done; for to in {udp}; do udp $to; done"
+        )
+    }
+
+    /// What that prints.
+    fn answers(&self, open: bool) -> String {
+        let line = |place: &String| if open { format!("open {place}\n") } else { "closed\n".to_owned() };
+        self.places().concat().iter().map(line).collect()
+    }
+
+    /// How many of the sockets got a datagram since this was asked last.
+    fn datagrams(&self) -> usize {
+        let came = |socket: &&UdpSocket| {
+            socket.set_nonblocking(true).expect("a socket");
+            std::iter::from_fn(|| socket.recv(&mut [0; 8]).ok()).count() > 0
+        };
+        self.udp.iter().filter(came).count()
     }
 }
 
@@ -157,21 +259,36 @@ async fn a_sandbox_leaves_one_way_out() {
     assert_eq!(provider.last().header("authorization"), Some(&*format!("Bearer {REAL_KEY}")));
 
     // Every other port fails closed, whoever it is of; what is allowed is reached.
-    let service = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let open = service.local_addr().expect("bound");
-    let port = open.port();
+    let outside = Outside::new();
+    let (port, probe) = (outside.tcp[0].local_addr().expect("bound").port(), outside.probe());
+    let own = Command::new("bash").args(["-c", &probe]).output().expect("bash runs");
+    let (open, closed) = (outside.answers(true), outside.answers(false));
+    assert_eq!((text(&own.stdout), outside.datagrams()), (open, outside.udp.len()), "all is reached without a sandbox");
     let tries = format!(
-        "for to in 127.0.0.1/{port} 192.0.2.1/80 192.0.2.1/22 ::1/{port} 2001:db8::1/8443; do \
-           if (exec 3<>/dev/tcp/$to) 2>/dev/null; then echo \"open $to\"; else echo closed; fi; done; \
-         test -r \"$HOME/data/master.key\" && echo 'the master key is there'; \
-         id -u"
+        "{probe}
+         for to in 192.0.2.1/80 192.0.2.1/22 2001:db8::1/8443; do tcp $to; done
+         for to in 192.0.2.1/443 192.0.2.1/53 2001:db8::1/443; do udp $to; done
+         test -r \"$HOME/data/master.key\" && echo 'the master key is there'
+         cat \"$HOME/groq.key\"; echo \"${{GROQ_API_KEY_FILE-taken}}\"; id -u"
     );
     let user = if rustix::process::geteuid().is_root() { USER } else { rustix::process::geteuid().as_raw() };
+    let rest = format!("{}taken\n{user}\n", "closed\n".repeat(6));
     let output = home.sandboxed(&[], &tries).expect("it went before");
-    assert_eq!(text(&output.stdout), format!("{}{user}\n", "closed\n".repeat(5)), "{}", said(&output));
-    let output = home.sandboxed(&["--allow", &open.to_string()], &tries).expect("it went before");
-    let want = format!("open 127.0.0.1/{port}\n{}{user}\n", "closed\n".repeat(4));
-    assert_eq!(text(&output.stdout), want, "{}", said(&output));
+    assert_eq!(text(&output.stdout), format!("{closed}{rest}"), "{}", said(&output));
+    let output = home.sandboxed(&["--allow", &format!("127.0.0.1:{port}")], &tries).expect("it went before");
+    let one = closed.replacen("closed", &format!("open 127.0.0.1/{port}"), 1);
+    assert_eq!(text(&output.stdout), format!("{one}{rest}"), "{}", said(&output));
+    assert_eq!(outside.datagrams(), 0, "a datagram came out");
+    // What a variable names is kept from the command by the sandbox alone.
+    let output = home.run(&["exec", "--provider", "openai", "--", "sh", "-c", "cat \"$HOME/groq.key\""], "");
+    assert_eq!(text(&output.stdout), IN_A_FILE, "{}", said(&output));
+
+    // HTTPS by IPv6 leads to sidekey as well.
+    if !outside.tcp[1..].is_empty() {
+        let by_v6 = CALL.replace("curl", "curl -6");
+        let output = home.sandboxed(&[], &by_v6).expect("it went before");
+        assert_eq!(text(&output.stdout), ANSWER, "{}", said(&output));
+    }
 
     // Its exit code and its signal are the command's.
     for (script, code) in [("exit 5", 5), ("kill -TERM $$", 143), ("exec /nonexistent/program", 127)] {

@@ -70,7 +70,7 @@ impl Around {
         let targets = Targets::of(proxy, &[], &providers)?;
         let changes = proxied::proxied(&session.environment, proxy, &files, &hosts(&providers));
         let keys = targets.keys(KEY);
-        let real = targets.real.into_iter().collect();
+        let real = targets.real.names().map(str::to_owned).collect();
         Ok(Self { watched, listener: TcpListener::from_std(listener)?, changes, keys, real, dir })
     }
 }

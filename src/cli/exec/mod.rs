@@ -9,6 +9,7 @@ pub(super) mod child;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -19,7 +20,7 @@ use crate::cli::client::AdminClient;
 use crate::cli::failure::Failure;
 use crate::cli::out;
 use crate::cli::proxied::{self, Changes};
-use crate::cli::sdk::{Targets, hosts};
+use crate::cli::sdk::{Real, Targets, hosts};
 use crate::cli::trust::{self, TrustFiles};
 use crate::clock::{Clock, rfc3339};
 use crate::config::{Environment, Places};
@@ -29,6 +30,11 @@ pub(in crate::cli) use self::child::code_of_failed_start;
 
 /// Set in the child: an `exec` inside an `exec` would hand out a key of a key.
 pub const MARK: &str = "SIDEKEY_EXEC";
+/// The master key and its place: the keeper's, never the child's.
+const MASTER: &str = "SIDEKEY_MASTER_KEY";
+const MASTER_FILE: &str = "SIDEKEY_MASTER_KEY_FILE";
+/// What comes after the command's end may take so long: somebody waits for its code.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a command is run from.
 #[derive(Clone, Debug)]
@@ -68,16 +74,44 @@ pub async fn run(
         Mode::BaseUrl => targets.variables(Some(key.expose())),
         Mode::Proxy => targets.keys(key.expose()),
     };
-    let prepare = |command: &mut Command| prepare(command, &targets, &changes, &set);
-    let done = start(args, around, proxy, trust.as_ref(), prepare).await;
-    if !args.quiet
-        && done.is_ok()
-        && let Ok(usage) = client.get(&format!("/api/keys/{id}/usage?days=30")).await
-    {
-        out::say(&summary(&usage.body, args.mode));
+    let taken = Taken::of(&targets.real, args, &around.environment);
+    let prepare = |command: &mut Command| prepare(command, &taken.names, &changes, &set);
+    let done = start(args, around, proxy, trust.as_ref(), &taken.files, prepare).await;
+    let told = if args.quiet || done.is_err() { None } else { Some(args.mode) };
+    if let Some(why) = clean_up(client, &id, told, PATIENCE).await {
+        out::say(&format!("warning: the virtual key {id} could not be deleted, and expires by itself: {why}"));
     }
-    client.delete(&format!("/api/keys/{id}")).await?;
     done
+}
+
+/// Says what was used, and deletes the key; why not, if so: that is no reason to keep the command's code back.
+async fn clean_up(client: &AdminClient, id: &str, told: Option<Mode>, patience: Duration) -> Option<String> {
+    let all = async {
+        if let Some(mode) = told
+            && let Ok(usage) = client.get(&format!("/api/keys/{id}/usage?days=30")).await
+        {
+            out::say(&summary(&usage.body, mode));
+        }
+        client.delete(&format!("/api/keys/{id}")).await.err().map(|failure| failure.message)
+    };
+    tokio::time::timeout(patience, all).await.unwrap_or_else(|_| Some("sidekey does not answer".to_owned()))
+}
+
+/// What of the environment is kept from the command.
+struct Taken {
+    names: Vec<String>,
+    /// What the variables among them name that name files.
+    files: Vec<PathBuf>,
+}
+
+impl Taken {
+    fn of(real: &Real, args: &ExecArgs, environment: &Environment) -> Self {
+        let real_ones = real.names().filter(|name| !args.keeps(name));
+        let names: Vec<String> = real_ones.chain([MASTER, MASTER_FILE]).map(str::to_owned).collect();
+        let of_files = names.iter().filter(|name| *name == MASTER_FILE || real.files.contains(*name));
+        let files = of_files.filter_map(|name| environment.get(name).map(PathBuf::from)).collect();
+        Self { names, files }
+    }
 }
 
 /// Where the variables lead. A command that gets some can be told the other base URLs by its own configuration.
@@ -114,14 +148,9 @@ impl Trust {
     }
 }
 
-fn prepare(command: &mut Command, targets: &Targets, changes: &Changes, set: &[(&'static str, String)]) {
+fn prepare(command: &mut Command, taken: &[String], changes: &Changes, set: &[(&'static str, String)]) {
     command.env(MARK, "1");
-    for name in &targets.real {
-        command.env_remove(name);
-    }
-    // The master key and its place are the keeper's, not the child's.
-    command.env_remove("SIDEKEY_MASTER_KEY").env_remove("SIDEKEY_MASTER_KEY_FILE");
-    for name in &changes.unset {
+    for name in taken.iter().map(String::as_str).chain(changes.unset.iter().copied()) {
         command.env_remove(name);
     }
     command.envs(changes.set.iter().chain(set).map(|(name, value)| (name, value)));
@@ -133,6 +162,7 @@ async fn start(
     around: &Around,
     proxy: SocketAddr,
     trust: Option<&Trust>,
+    emptied: &[PathBuf],
     prepare: impl Fn(&mut Command),
 ) -> Result<ExitCode, Failure> {
     let (program, words) = args.command.split_first().expect("clap wants one word at least");
@@ -142,7 +172,7 @@ async fn start(
             prepare(command.args(words));
             child::run(program, command, async |_: &mut Child| Ok(std::future::ready(()))).await.map(ExitCode::from)
         }
-        Some(trust) => shut_in(args, around, proxy, &trust.files, prepare).await,
+        Some(trust) => shut_in(args, around, proxy, &trust.files, emptied, prepare).await,
     }
 }
 
@@ -152,6 +182,7 @@ async fn shut_in(
     around: &Around,
     proxy: SocketAddr,
     files: &TrustFiles,
+    emptied: &[PathBuf],
     prepare: impl Fn(&mut Command),
 ) -> Result<ExitCode, Failure> {
     use crate::cli::sandbox::{Sandbox, Setup};
@@ -164,6 +195,7 @@ async fn shut_in(
         proxy,
         instead: files.system_files(),
         hidden: vec![around.places.data_dir.clone(), runtime_dir],
+        emptied: emptied.to_vec(),
         allow: args.allow.clone(),
         quiet: args.quiet,
     })?;
@@ -180,6 +212,7 @@ async fn shut_in(
     _: &Around,
     _: SocketAddr,
     _: &TrustFiles,
+    _: &[PathBuf],
     _: impl Fn(&mut Command),
 ) -> Result<ExitCode, Failure> {
     let failure = Failure::new(crate::cli::failure::Exit::Usage, "a sandbox wants the namespaces of Linux");
@@ -231,13 +264,18 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use axum::Router;
-    use axum::routing::{delete, get, post};
+    use axum::routing::{MethodRouter, delete, get, post};
 
     use super::*;
 
     /// The admin API as far as `exec` uses it; remembers what was asked.
     fn api(asked: &Arc<Mutex<Vec<String>>>) -> AdminClient {
-        let (made, deleted) = (Arc::clone(asked), Arc::clone(asked));
+        let deleted = Arc::clone(asked);
+        api_with(asked, delete(move || async move { deleted.lock().unwrap().push("deleted".to_owned()) }))
+    }
+
+    fn api_with(asked: &Arc<Mutex<Vec<String>>>, deleted: MethodRouter) -> AdminClient {
+        let made = Arc::clone(asked);
         let router = Router::new()
             .route(
                 "/api/keys",
@@ -250,7 +288,7 @@ mod tests {
                 "/api/providers",
                 get(|| async { axum::Json(json!({"providers": [{"id": "mine", "dialect": "openai", "v1": "/v1"}]})) }),
             )
-            .route("/api/keys/00", delete(move || async move { deleted.lock().unwrap().push("deleted".to_owned()) }))
+            .route("/api/keys/00", deleted)
             .route("/api/keys/00/usage", get(|| async { axum::Json(json!({"totals": {"requests": 2}})) }));
         AdminClient::Local(router)
     }
@@ -260,11 +298,12 @@ mod tests {
             rpm: Some(5),
             tpm: None,
             models: vec!["gpt-*".to_owned()],
-            ttl: std::time::Duration::from_secs(60),
+            ttl: Duration::from_secs(60),
             budget: Vec::new(),
             mode: Mode::BaseUrl,
             sandbox: false,
             allow: Vec::new(),
+            keep_keys: None,
             provider: vec!["openai".to_owned()],
             user: None,
             team: None,
@@ -297,6 +336,58 @@ mod tests {
             let made: Value = serde_json::from_str(&asked[0]).unwrap();
             assert_eq!((&made["limits"], &made["ephemeral"]), (&json!({"rpm": 5}), &json!(true)));
             assert_eq!(asked[1], "deleted", "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_code_is_the_commands_whatever_becomes_of_the_key() {
+        for (name, script, want) in [
+            ("success", "exit 0", 0),
+            ("failure", "exit 1", 1),
+            ("a code of its own", "exit 42", 42),
+            ("one of ours", "exit 6", 6),
+            ("signal", "kill -TERM $$", 143),
+        ] {
+            let asked = Arc::default();
+            let client = api_with(&asked, delete(|| async { http::StatusCode::SERVICE_UNAVAILABLE }));
+            let args = args(&["/bin/sh", "-c", script]);
+            let code = run(&client, "127.0.0.1:7".parse().unwrap(), &args, &around()).await.unwrap();
+            assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(want)), "{name}");
+        }
+        // Nor whether there is an answer at all.
+        let client = api_with(&Arc::default(), delete(std::future::pending::<()>));
+        let why = clean_up(&client, "00", None, Duration::from_millis(10)).await;
+        assert_eq!(why.as_deref(), Some("sidekey does not answer"));
+        let client = api(&Arc::default());
+        assert_eq!(clean_up(&client, "00", Some(Mode::Proxy), PATIENCE).await, None);
+    }
+
+    #[test]
+    fn what_is_taken_from_the_environment() {
+        let environment = Environment::from_pairs([
+            ("OPENAI_API_KEY", "sk-real"),
+            ("OPENAI_API_KEY_FILE", "/run/secrets/openai"),
+            ("GROQ_API_KEY_FILE", "/run/secrets/groq"),
+            ("SIDEKEY_MASTER_KEY_FILE", "/run/secrets/master"),
+        ]);
+        let real = Real {
+            keys: ["GROQ_API_KEY", "OPENAI_API_KEY"].map(str::to_owned).into(),
+            files: ["GROQ_API_KEY_FILE", "OPENAI_API_KEY_FILE"].map(str::to_owned).into(),
+        };
+        let all = ["GROQ_API_KEY", "OPENAI_API_KEY", "GROQ_API_KEY_FILE", "OPENAI_API_KEY_FILE"];
+        for (keep, taken, files) in [
+            (None, &all[..], &["/run/secrets/groq", "/run/secrets/openai", "/run/secrets/master"][..]),
+            (Some(vec![]), &[], &["/run/secrets/master"]),
+            (
+                Some(vec!["OPENAI_API_KEY_FILE".to_owned(), MASTER.to_owned()]),
+                &all[..3],
+                &["/run/secrets/groq", "/run/secrets/master"],
+            ),
+        ] {
+            let args = ExecArgs { keep_keys: keep, ..args(&["true"]) };
+            let got = Taken::of(&real, &args, &environment);
+            assert_eq!(got.names, [taken, &[MASTER, MASTER_FILE]].concat(), "{:?}", args.keep_keys);
+            assert_eq!(got.files, files.iter().map(PathBuf::from).collect::<Vec<_>>(), "{:?}", args.keep_keys);
         }
     }
 

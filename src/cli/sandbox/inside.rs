@@ -41,7 +41,7 @@ pub(super) struct Plan {
     pub(super) instead: Vec<(PathBuf, PathBuf)>,
     /// Directories that are empty.
     pub(super) emptied: Vec<PathBuf>,
-    /// Sockets in the file system that lead nowhere.
+    /// Sockets in the file system that lead nowhere, and files that are empty.
     pub(super) closed: Vec<PathBuf>,
 }
 

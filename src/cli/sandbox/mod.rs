@@ -5,8 +5,9 @@
 //! the ClientHello says which host was meant, and the proxy is asked for a tunnel to it, where the rules of `connect`
 //! apply. Names resolve to addresses that are nobody's. Every other port is refused by the kernel, IPv6 and UDP too.
 //!
-//! Beside that the command does not see sidekey's data directory, and does not reach Unix sockets of programs outside
-//! that it could ask to connect for it: those that listen when it starts, and all in `XDG_RUNTIME_DIR`.
+//! Beside that the command does not see sidekey's data directory, nor what is in the files of real keys that variables
+//! named, and does not reach Unix sockets of programs outside that it could ask to connect for it: those that listen when
+//! it starts, and all in `XDG_RUNTIME_DIR`.
 //!
 //! Owns the outside; `inside` is the process that shuts itself in, with `netlink`; `dns` has the names, `relay` the way
 //! out.
@@ -57,6 +58,8 @@ pub(super) struct Setup {
     pub(super) instead: Vec<(PathBuf, PathBuf)>,
     /// Directories the command is to find empty.
     pub(super) hidden: Vec<PathBuf>,
+    /// Files it is to find empty.
+    pub(super) emptied: Vec<PathBuf>,
     /// What it may reach all the same.
     pub(super) allow: Vec<Allowed>,
     /// Says nothing of connections that have no way out.
@@ -158,6 +161,7 @@ impl Setup {
             }
         }
         emptied.retain(|dir| dir.is_dir());
+        closed.extend(self.emptied.iter().filter(|file| file.is_file()).cloned());
         let udp = nameservers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         Plan {
             tcp: tcp.into_iter().collect(),
