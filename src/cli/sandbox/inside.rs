@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cli::failure::Exit;
-use crate::cli::sandbox::netlink;
+use crate::cli::sandbox::{ONE_THREAD, netlink};
 use crate::cli::{exec, out};
 
 /// Sockets handed out at most.
@@ -70,7 +70,7 @@ pub(super) fn main(words: &[OsString]) -> ExitCode {
         return ExitCode::from(Exit::Failure as u8);
     }
     drop(sockets);
-    let error = Command::new(program).args(args).exec();
+    let error = Command::new(program).args(args).env_remove(ONE_THREAD.0).exec();
     out::say(&format!("error: {}: {error}", program.to_string_lossy()));
     ExitCode::from(exec::code_of_failed_start(&error))
 }

@@ -45,6 +45,9 @@ const INSIDE: &str = "sidekey-sandbox";
 const PORT: u16 = 443;
 const DNS: u16 = 53;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// jemalloc reads this beside what it is built to do: its thread in the background would be one too many for a process
+/// that makes itself a user namespace.
+const ONE_THREAD: (&str, &str) = ("_RJEM_MALLOC_CONF", "background_thread:false");
 const FIX: &str = "allow user namespaces to ordinary users (sysctl user.max_user_namespaces; on Ubuntu \
                    kernel.apparmor_restrict_unprivileged_userns=0; in a container its seccomp profile), or leave \
                    --sandbox out";
@@ -111,6 +114,7 @@ impl Sandbox {
     /// The command that shuts itself in and becomes `program`; for its environment and the rest to be set.
     pub(super) fn command(&self, program: &OsStr, words: &[OsString]) -> Command {
         let mut command = Command::new("/proc/self/exe");
+        command.env(ONE_THREAD.0, ONE_THREAD.1);
         command.arg0(INSIDE).arg(self.dir.path().join("s")).arg(program).args(words);
         command
     }
