@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { Admin } from "./admin.js";
 
 const PATIENCE_MS = 15_000;
+const MOST_FAULTS = 20;
 const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
 
 export class Bench {
@@ -79,7 +80,8 @@ export class Bench {
       faults.push(...(await seat.close()));
     }
     this.seats = [];
-    return faults;
+    // What happens once a frame is told once.
+    return [...new Set(faults)].slice(0, MOST_FAULTS);
   }
 
   async stop() {

@@ -34,6 +34,8 @@ export function dialog({ title, body, actions, wide = false, stay = false }) {
   const closed = new Promise((resolve) => {
     node.addEventListener("close", () => {
       removeEventListener("hashchange", leave);
+      // Out of this one, before it goes.
+      reach();
       node.remove();
       resolve(answer);
     });
@@ -42,9 +44,16 @@ export function dialog({ title, body, actions, wide = false, stay = false }) {
   addEventListener("hashchange", leave);
   document.body.append(node);
   node.showModal();
+  reach();
   // A form begins with its first field, not with the way out.
   if (!node.querySelector("[autofocus]")) node.querySelector(".dialog-body :is(input, select, textarea)")?.focus();
   return { node, close, closed };
+}
+
+/** Messages stand in the dialog on top: what is outside of it can be neither pressed nor heard. */
+function reach() {
+  const top = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+  top.append(document.getElementById("messages"));
 }
 
 export function confirm({ title, text, action = "Continue", danger = false }) {

@@ -43,6 +43,26 @@ export async function run(bench) {
   await chart.getByRole("cell", { name: "7", exact: true }).waitFor();
   await chart.getByRole("cell", { name: "5", exact: true }).waitFor();
   await seat.shot("journey-usage");
+  await elsewhere(seat);
+}
+
+/** What was done, as the other pages tell it. */
+async function elsewhere(seat) {
+  const { page } = seat;
+  await seat.go("#/providers", "Providers");
+  await page.getByText("1 request · 12 tokens").waitFor();
+  await page.getByRole("link", { name: "Usage of openai/main" }).click();
+  await page.locator("main h1", { hasText: "Usage" }).waitFor();
+  await seat.settled();
+  await page.getByText("openai / main").waitFor();
+  const model = page.getByRole("row").filter({ has: page.getByRole("rowheader", { name: "gpt-4o" }) });
+  await model.first().getByRole("cell", { name: "7", exact: true }).waitFor();
+  await seat.go("#/overview", "Overview");
+  await page.locator(".stat", { hasText: "Requests today" }).getByText("1", { exact: true }).waitFor();
+  await seat.go("#/audit", "Audit");
+  for (const action of ["provider_key.create", "key.create"]) await page.getByText(action, { exact: true }).first().waitFor();
+  await page.getByRole("button", { name: "Verify the log" }).click();
+  await seat.settled();
 }
 
 async function createKey(seat) {
@@ -63,6 +83,7 @@ async function createKey(seat) {
   truly("Escape does not lose the key", await seat.dialog.isVisible());
   await page.getByRole("button", { name: "Copy the key" }).click();
   await seat.told("Copied.");
+  truly("a message can be heard over the dialog", await seat.dialog.locator(".message", { hasText: "Copied." }).isVisible());
   same("what was copied", await page.evaluate(() => navigator.clipboard.readText()), key);
   await page.getByRole("button", { name: "I have put it away" }).click();
   await page.locator("main h1", { hasText: "journey" }).waitFor();

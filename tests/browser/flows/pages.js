@@ -79,7 +79,7 @@ async function furnished(admin, proxy) {
   await admin.post("/api/pools", { name: "fast", policy: "weighted", sticky: true, keys: [second.id, bad.id] });
   const routes = { smart: { targets: [{ provider: "openai", model: "gpt-4o", weight: 3 }, { provider: "groq", model: "llama-3.3-70b" }] } };
   await admin.post("/api/plans", { name: "basic", description: "For interns", limits: { rpm: 60 }, shared: { budgets: [{ usd: "200", per: "month" }] }, routes });
-  const body = { name: "furnished", user: "alice", plan: "basic", limits: { rpm: 600 }, budgets: [{ usd: "0.0001", per: "month", shadow: true }], quotas: [{ tokens: 30, per: "day" }] };
+  const body = { name: "furnished", user: "alice", plan: "basic", limits: { rpm: 600 }, budgets: [{ usd: "0.0001", per: "month", shadow: true }], quotas: [{ tokens: 900_000, per: "day" }] };
   const { key } = await admin.post("/api/keys", body);
   await admin.post("/api/keys", { name: "a canary", canary: true, models: ["gpt-4o*", "o3", "claude-*", "gemini-*"] });
   const { key_data: off } = await admin.post("/api/keys", { name: "switched off" });

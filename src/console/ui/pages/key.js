@@ -5,7 +5,7 @@ import { chart } from "../chart.js";
 import { h, outside, replace } from "../dom.js";
 import { failure } from "../failure.js";
 import { keepFocus } from "../focus.js";
-import { absolute, compact, counted, number, usd, usdNumber, when } from "../format.js";
+import { absolute, compact, counted, number, shortDay, usd, usdNumber, utcDays, when } from "../format.js";
 import { card, facts, figure, figures, status } from "../parts.js";
 import { standing } from "../policy.js";
 import { go, link } from "../router.js";
@@ -15,7 +15,6 @@ import { complain } from "./provider-forms.js";
 export const title = "API key";
 
 const DAYS = [7, 30, 90];
-const DAY_MS = 86_400_000;
 
 export async function render(root, { params, query, keep, signal, actions, retitle }) {
   const path = `/api/keys/${enc(params.id)}`;
@@ -113,21 +112,12 @@ function described(key) {
   ];
 }
 
-/** Every day, those without a request too. */
-function days(report, count) {
-  const found = new Map(report.groups.map((group) => [group.day, group]));
-  const last = Math.floor((Date.parse(report.to) - 1) / DAY_MS);
-  return [...Array(count).keys()].map((n) => {
-    const day = new Date((last - count + 1 + n) * DAY_MS).toISOString().slice(0, 10);
-    return { day, group: found.get(day) };
-  });
-}
-
 function usage(report, count) {
-  const list = days(report, count);
-  const labels = list.map(({ day }) => day.slice(5));
-  const place = (label) => list[labels.indexOf(label)]?.day ?? label;
-  const values = (read) => list.map(({ group }) => (group ? (read(group) ?? 0) : 0));
+  const days = utcDays(report.from, report.to);
+  const found = new Map(report.groups.map((group) => [group.day, group]));
+  // A day without a request is a day too.
+  const values = (read) => days.map((day) => (found.has(day) ? (read(found.get(day)) ?? 0) : 0));
+  const labels = days.map(shortDay);
   const { totals } = report;
   return [
     h("p", { class: "small" }, `${counted(totals.requests, "request")}, ${compact(totals.tokens.total ?? 0)} tokens, ${usd(totals.cost_usd ?? "0")} in ${count} days; ${number(totals.failed)} failed.`),
@@ -138,15 +128,14 @@ function usage(report, count) {
         title: "Tokens by day",
         kind: "stacked",
         labels,
-        place,
         format: compact,
         series: [
           { name: "Input", values: values((group) => group.tokens.input) },
           { name: "Output", values: values((group) => group.tokens.output) },
         ],
       }),
-      chart({ title: "Cost by day", kind: "bar", labels, place, format: (value) => usd(value.toFixed(9)), series: [{ name: "Cost", values: values((group) => usdNumber(group.cost_usd)) }] }),
-      chart({ title: "Requests by day", kind: "bar", labels, place, format: compact, series: [{ name: "Requests", values: values((group) => group.requests) }] }),
+      chart({ title: "Cost by day", kind: "bar", labels, format: (value) => usd(value.toFixed(9)), series: [{ name: "Cost", values: values((group) => usdNumber(group.cost_usd)) }] }),
+      chart({ title: "Requests by day", kind: "bar", labels, format: compact, series: [{ name: "Requests", values: values((group) => group.requests) }] }),
     ),
   ];
 }
