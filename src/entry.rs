@@ -116,6 +116,7 @@ pub struct Entry {
 pub struct EntryView {
     pub id: RequestId,
     pub request_id: RequestId,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub time: String,
     pub virtual_key_id: Option<KeyId>,
     pub user: Option<Arc<str>>,

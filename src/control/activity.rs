@@ -29,10 +29,13 @@ pub(super) struct ActivityQuery {
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Activity"))]
 pub(super) struct ActivityView {
     /// The start of the first step, RFC 3339.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     from: String,
     /// The time of the answer, RFC 3339.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     to: String,
     /// When counting began, RFC 3339: steps before it are empty because nobody counted.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     since: String,
     /// How long a step is, seconds: 10 up to an hour, else 60.
     step_s: u64,
@@ -45,6 +48,7 @@ pub(super) struct ActivityView {
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ActivityPoint"))]
 pub(super) struct PointView {
     /// Its start, RFC 3339.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     time: String,
     /// Requests that ended in it.
     requests: u64,

@@ -29,6 +29,7 @@ pub(super) struct AuditQuery {
     actor: Option<String>,
     object: Option<String>,
     action: Option<String>,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     since: Option<String>,
     order: Order,
     limit: Option<usize>,
@@ -65,6 +66,8 @@ pub(super) async fn list(
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct VerifyQuery {
+    /// The head as it was noted elsewhere: a number, a colon and 64 hex digits.
+    #[cfg_attr(test, schemars(regex(pattern = "^[0-9]{1,19}:[0-9a-fA-F]{64}$")))]
     head: Option<String>,
 }
 

@@ -25,6 +25,8 @@ use crate::unit::usd;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ExplainQuery {
+    /// The virtual key, by its id.
+    #[cfg_attr(test, schemars(with = "KeyId", required))]
     key: String,
     model: Option<String>,
     provider: Option<String>,
@@ -38,6 +40,7 @@ pub(super) struct ExplainQuery {
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Explanation"))]
 pub(super) struct ExplainView {
     /// `admitted` or `refused`.
+    #[cfg_attr(test, schemars(extend("enum" = ["admitted", "refused"])))]
     would_be: &'static str,
     /// What the client would be told.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,6 +77,7 @@ pub(super) struct RefusalView {
 pub(super) struct KeyPart {
     id: KeyId,
     name: String,
+    #[cfg_attr(test, schemars(with = "crate::control::keys::Shown"))]
     status: &'static str,
     user: Option<String>,
     team: Option<String>,
@@ -151,6 +155,7 @@ pub(super) struct WouldView {
     needed: Figure,
     would_refuse: bool,
     /// When there is room again if nobody else comes first; null when there is room, or waiting does not help.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     frees_at: Option<String>,
     /// Why it would refuse.
     reason: Option<String>,

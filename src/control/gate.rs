@@ -10,14 +10,15 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 
 use crate::access::Role;
+use crate::control::body::{is_json, not_json};
 use crate::control::caller::Caller;
 use crate::control::problem::Problem;
-use crate::control::routes::{Leasts, table};
+use crate::control::routes::{Least, Leasts, table};
 use crate::control::{ControlState, audited};
 use crate::id::is_name;
 
@@ -53,19 +54,17 @@ async fn checked(leasts: &Leasts, mut request: Request) -> Result<Request, Probl
     let caller = request.extensions().get::<Caller>().cloned();
     let caller =
         caller.ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "nobody says who asks"))?;
-    let caller = acting(caller, request.headers())?;
     let (method, path) = (request.method(), request.uri().path());
-    match leasts.find(method, path) {
-        Some(least) if caller.role.is_none() && !least.is_anyone() => return Err(unauthorized("a token is needed")),
-        Some(least) if !least.allows(caller.role.as_ref()) => {
-            let role = caller.role.as_ref().map_or_else(|| "nobody".to_owned(), Role::to_string);
-            let detail = format!("{method} {path} is not for the role {role}: {least} is the least");
-            return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
-        }
-        Some(_) => {}
-        // Which paths there are is not for strangers to find out.
-        None if caller.role.is_none() => return Err(unauthorized("a token is needed")),
-        None => {}
+    let least = leasts.find(method, path);
+    // Which paths there are is not for strangers to find out, but for those that are open.
+    if caller.role.is_none() && !least.map_or_else(|| leasts.is_open(path), Least::is_anyone) {
+        return Err(unauthorized("a token is needed"));
+    }
+    let caller = acting(caller, request.headers())?;
+    if let Some(least) = least.filter(|least| !least.allows(caller.role.as_ref())) {
+        let role = caller.role.as_ref().map_or_else(|| "nobody".to_owned(), Role::to_string);
+        let detail = format!("{method} {path} is not for the role {role}: {least} is the least");
+        return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
     }
     let most = if caller.role.is_none() { MAX_BODY_OF_STRANGERS } else { MAX_BODY };
     request.extensions_mut().insert(caller);
@@ -105,11 +104,9 @@ async fn read_body(request: Request, most: usize) -> Result<Request, Problem> {
         Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
         Err(_) => return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body is cut short")),
     };
-    let kind = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // What a page may send anywhere without being asked is never JSON.
-    if !bytes.is_empty() && kind.split(';').next().map(str::trim) != Some("application/json") {
-        let detail = "the body's content-type must be application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
+    if !bytes.is_empty() && !is_json(&parts.headers) {
+        return Err(not_json());
     }
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }

@@ -14,10 +14,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::parse_rfc3339;
+use crate::control::body::{Tell, parse};
 use crate::control::caller::{Caller, not_yours};
 use crate::control::own;
 use crate::control::policy::{With, allowed, globs, said, set};
-use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
+use crate::control::problem::{Asked, Problem, check_name};
 use crate::control::view::KeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
 use crate::id::{KeyId, Owner};
@@ -40,36 +41,55 @@ const DAY_MS: u64 = 86_400_000;
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "KeyWish"))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Wish {
+    /// What people call it.
+    #[cfg_attr(test, schemars(length(min = 1, max = 128)))]
     name: Option<String>,
+    /// What it begins with; said at its making only.
+    #[cfg_attr(test, schemars(regex(pattern = r"^[A-Za-z0-9_-]{0,31}[A-Za-z0-9_]$")))]
     prefix: Option<String>,
+    /// Whose it is.
     #[serde(deserialize_with = "said")]
     user: Option<Option<String>>,
     #[serde(deserialize_with = "said")]
     team: Option<Option<String>>,
+    /// Globs of models it may ask for; null, or `*`, is all.
     #[serde(deserialize_with = "said")]
     models: Option<Option<Vec<String>>>,
+    /// Providers it may call, by id or alias; null, or `*`, is all.
     #[serde(deserialize_with = "said")]
     providers: Option<Option<Vec<String>>>,
+    /// Endpoints it may call; null, or `*`, is all.
     #[serde(deserialize_with = "said")]
     endpoints: Option<Option<Vec<String>>>,
+    /// Networks it may come from, such as `10.0.0.0/8`; null, or `*`, is all.
     #[serde(deserialize_with = "said")]
     sources: Option<Option<Vec<String>>>,
+    /// The plan that holds it.
     #[serde(deserialize_with = "said")]
     plan: Option<Option<String>>,
+    /// Days from now; null is never.
     #[serde(deserialize_with = "said")]
     expires_days: Option<Option<u32>>,
+    /// When it expires; null is never.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     #[serde(deserialize_with = "said")]
     expires: Option<Option<String>>,
+    /// How the usage of its streams is learned.
     #[serde(deserialize_with = "said")]
     stream_usage: Option<Option<StreamUsage>>,
+    /// The pool whose provider keys pay for it.
     #[serde(deserialize_with = "said")]
     pool: Option<Option<String>>,
+    /// Whether it may be given real keys of that pool.
     lease: Option<bool>,
+    /// Whether the next tier pays when the first cannot.
     fallback: Option<Fallback>,
     /// Notes by name: those not named stay, null takes one away.
     #[serde(deserialize_with = "said")]
     metadata: Option<Option<BTreeMap<String, Option<String>>>>,
+    /// Whether it goes when the daemon ends; said at its making only.
     ephemeral: Option<bool>,
+    /// Whether nobody is to use it, and any use is told.
     canary: Option<bool>,
 }
 
@@ -161,7 +181,7 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let With { policy, rest: wish } = parse::<With<Wish>>(&headers, &body, Tell::All)?;
+    let With { policy, rest: wish } = With::<Wish>::parse(&headers, &body, Tell::All)?;
     if let Some(user) = caller.user() {
         wish.check_own(&state, user)?;
     }
@@ -232,7 +252,7 @@ pub(super) async fn update(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let With { policy, rest: wish } = parse::<With<Wish>>(&headers, &body, Tell::All)?;
+    let With { policy, rest: wish } = With::<Wish>::parse(&headers, &body, Tell::All)?;
     for (field, said) in [("prefix", wish.prefix.is_some()), ("ephemeral", wish.ephemeral.is_some())] {
         if said {
             return Err(Problem::invalid(field, "cannot change").fix("make a new key"));

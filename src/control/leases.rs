@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::clock::{Clock, rfc3339};
+use crate::control::body::{Tell, parse};
 use crate::control::caller::Caller;
-use crate::control::problem::{Problem, Tell, parse};
+use crate::control::problem::Problem;
 use crate::control::{ControlState, Lessor};
 use crate::entry::{Entry, Outcome};
 use crate::event::{Kind, Severity};

@@ -15,7 +15,7 @@
 //! | `gate`, `caller`, `failures` | roles, bodies; who asks; too many failed attempts |
 //! | `audit`, `audited` | the audit log: questions to it, and what gets into it |
 //! | `tokens`, `session`, `pages` | admin tokens, the console's login, its pages |
-//! | `problem`, `view`, `policy`, `named` | what the lists have in common |
+//! | `problem`, `body`, `view`, `policy`, `named` | what the lists have in common |
 //! | `openapi` | the document of all this, and that it is true |
 //! | the others | one list of the API each |
 
@@ -23,6 +23,7 @@ mod activity;
 pub mod alerts;
 mod audit;
 mod audited;
+mod body;
 mod ca;
 pub mod caller;
 mod config;
@@ -202,7 +203,8 @@ fn expected_version(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     }
     let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
     version.map(Some).ok_or_else(|| {
-        Problem::new(StatusCode::BAD_REQUEST, "bad_request", "if-match is not a tag of ours")
+        Problem::new(StatusCode::BAD_REQUEST, "bad_request", "is not a tag of ours")
+            .field("if-match")
             .fix("send the ETag as it came")
     })
 }

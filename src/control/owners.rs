@@ -13,10 +13,11 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
+use crate::control::body::Tell;
 use crate::control::caller::Caller;
 use crate::control::named::ListQuery;
 use crate::control::policy::{With, bare, globs, said};
-use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
+use crate::control::problem::{Asked, Problem, check_name};
 use crate::control::routes::{Least, Table};
 use crate::control::view::{SharedView, keys_by_scope};
 use crate::control::{ControlState, Page, etag, expected_version, page};
@@ -34,6 +35,7 @@ type Make = fn(Arc<str>) -> ScopeId;
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "HolderWish"))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Wish {
+    /// Globs of models their keys may ask for; null, or `*`, is all.
     #[serde(deserialize_with = "said")]
     models: Option<Option<Vec<String>>>,
     #[serde(deserialize_with = "said")]
@@ -130,7 +132,7 @@ async fn set(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let With { policy, rest: wish } = parse::<With<Wish>>(&headers, &body, Tell::All)?;
+    let With { policy, rest: wish } = With::<Wish>::parse(&headers, &body, Tell::All)?;
     check_name("id", &bare(&scope))?;
     let (mut record, version) = record(&state.store.snapshot(), &scope);
     let expected = expected_version(&headers)?.unwrap_or(version);

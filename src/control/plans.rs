@@ -12,9 +12,10 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
+use crate::control::body::Tell;
 use crate::control::named::{self, ListQuery};
 use crate::control::policy::{PolicyWish, With, globs, said};
-use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::problem::{Asked, Problem};
 use crate::control::view::{SharedView, keys_by_scope};
 use crate::control::{ControlState, Page, encoded, etag, expected_version, page};
 use crate::id::ScopeId;
@@ -30,11 +31,16 @@ use crate::storage::Snapshot;
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PlanWish"))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Wish {
+    /// What virtual keys name it by; cannot change.
+    #[cfg_attr(test, schemars(length(min = 1, max = 128)))]
     name: Option<String>,
+    /// Globs of models its keys may ask for; null, or `*`, is all.
     #[serde(deserialize_with = "said")]
     models: Option<Option<Vec<String>>>,
+    /// What names of models mean to its keys.
     #[serde(deserialize_with = "said")]
     routes: Option<Option<Routes>>,
+    /// What all of its keys may use together.
     #[serde(deserialize_with = "said")]
     shared: Option<Option<PolicyWish>>,
     #[serde(deserialize_with = "said")]
@@ -93,7 +99,7 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let wish: With<Wish> = parse(&headers, &body, Tell::All)?;
+    let wish = With::<Wish>::parse(&headers, &body, Tell::All)?;
     let name = named::new_name(wish.rest.name.as_ref())?;
     let location = format!("/api/plans/{}", encoded(&name));
     let mut plan = Plan { name, ..Plan::default() };
@@ -117,7 +123,7 @@ pub(super) async fn update(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let wish: With<Wish> = parse(&headers, &body, Tell::All)?;
+    let wish = With::<Wish>::parse(&headers, &body, Tell::All)?;
     if wish.rest.name.as_ref().is_some_and(|said| *said != name) {
         return Err(Problem::invalid("name", "cannot change: keys name their plan by it").fix("make a new plan"));
     }

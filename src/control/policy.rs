@@ -2,11 +2,13 @@
 //!
 //! Owns the shapes, which keys, plans, users, teams and provider keys share; leaves what they mean to `policy`.
 
+use http::HeaderMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use crate::clock::rfc3339;
+use crate::control::body::{self, Tell};
 use crate::control::problem::Problem;
 use crate::id::ScopeId;
 use crate::limit::{Kind, Report};
@@ -145,19 +147,14 @@ pub(super) struct With<T> {
     pub(super) rest: T,
 }
 
-impl<'de, T: DeserializeOwned> Deserialize<'de> for With<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let all = Map::deserialize(deserializer)?;
-        let (policy, rest) = all.into_iter().partition::<Map<_, _>, _>(|(name, _)| {
-            let name = name.as_str();
-            PolicyWish::FIELDS.contains(&name)
-        });
-        Ok(Self { policy: read(policy)?, rest: read(rest)? })
+impl<T: DeserializeOwned> With<T> {
+    /// Reads a JSON body.
+    pub(super) fn parse(headers: &HeaderMap, body: &[u8], tell: Tell) -> Result<Self, Problem> {
+        let all = body::object(headers, body, tell)?;
+        let (policy, rest) =
+            all.into_iter().partition::<Map<_, _>, _>(|(name, _)| PolicyWish::FIELDS.contains(&name.as_str()));
+        Ok(Self { policy: body::read(policy, tell)?, rest: body::read(rest, tell)? })
     }
-}
-
-fn read<T: DeserializeOwned, E: serde::de::Error>(fields: Map<String, Value>) -> Result<T, E> {
-    T::deserialize(Value::Object(fields)).map_err(E::custom)
 }
 
 /// A limit as it stands.
@@ -182,6 +179,7 @@ pub struct LimitView {
     pub reserved: Figure,
     pub remaining: Figure,
     /// When the window of a budget or quota ends; null is never.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub resets: Option<String>,
     pub shadow: bool,
 }
@@ -240,7 +238,7 @@ pub(super) fn bare(scope: &ScopeId) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -248,6 +246,11 @@ mod tests {
     #[serde(default, deny_unknown_fields)]
     struct Rest {
         name: Option<String>,
+    }
+
+    fn read(body: &Value) -> Result<With<Rest>, Problem> {
+        let json = [(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"))];
+        With::parse(&json.into_iter().collect(), body.to_string().as_bytes(), Tell::All)
     }
 
     #[test]
@@ -276,13 +279,13 @@ mod tests {
             (json!({"hard_stop": false}), with("hard_stop", json!(false))),
         ] {
             let mut policy: Policy = serde_json::from_value(before.clone()).unwrap();
-            let said: With<Rest> = serde_json::from_value(wish.clone()).unwrap();
+            let said = read(&wish).unwrap();
             assert_eq!(said.rest.name.is_some(), wish.get("name").is_some());
             said.policy.apply(&mut policy).unwrap();
             assert_eq!(policy, serde_json::from_value::<Policy>(want).unwrap(), "{wish}");
         }
         for bad in [json!({"limits": {"rps": 1}}), json!({"budget": 1}), json!({"budgets": [{"usd": 0.5}]})] {
-            assert!(serde_json::from_value::<With<Rest>>(bad.clone()).is_err(), "{bad}");
+            assert!(read(&bad).is_err(), "{bad}");
         }
     }
 }

@@ -12,8 +12,9 @@ use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Nanos;
+use crate::control::body::{Tell, parse};
 use crate::control::named::{self, ListQuery};
-use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::problem::{Asked, Problem};
 use crate::control::{ControlState, Page, encoded, etag, expected_version, page};
 use crate::id::{KeyId, Owner};
 use crate::pool::{Pool, PoolPolicy};
@@ -27,9 +28,14 @@ const KEYS_MAX: usize = 1_000;
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PoolWish"))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Wish {
+    /// What virtual keys name it by; cannot change.
+    #[cfg_attr(test, schemars(length(min = 1, max = 128)))]
     name: Option<String>,
+    /// Its provider keys, of any provider.
     keys: Option<Vec<KeyId>>,
+    /// Who goes first among equals.
     policy: Option<PoolPolicy>,
+    /// Whether requests that begin alike go to one key.
     sticky: Option<bool>,
 }
 
@@ -53,6 +59,7 @@ pub(super) struct Member {
     provider: String,
     name: String,
     owner: Owner,
+    #[cfg_attr(test, schemars(with = "crate::provider_key::Status"))]
     status: &'static str,
 }
 

@@ -13,7 +13,8 @@ use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::body::{Tell, parse};
+use crate::control::problem::{Asked, Problem};
 use crate::control::{ControlState, Page, etag, expected_version, page};
 use crate::pricing::{
     ANY, Layer, Overlay, Price, PriceName, PriceRecord, PriceTable, Prices, Resolved, Spelling, Tried, Versioned,
@@ -83,11 +84,8 @@ pub(super) async fn show(
     let snapshot = state.store.snapshot();
     let said = snapshot.prices().said(&name).ok_or_else(|| no_price(&name))?;
     let version = snapshot.named::<PriceRecord>(&name.to_string()).map(|(_, version)| version);
-    let view = Json(PriceView::new(name, said));
-    Ok(match version {
-        Some(version) => ([(header::ETAG, etag(version))], view).into_response(),
-        None => view.into_response(),
-    })
+    // Version 0 is what was not set here.
+    Ok(([(header::ETAG, etag(version.unwrap_or(0)))], Json(PriceView::new(name, said))).into_response())
 }
 
 /// Sets one price, over whatever the configuration and the program say of it.
@@ -164,6 +162,8 @@ pub(super) async fn import(
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ExplainQuery {
+    /// The model, alone or as `provider/model`.
+    #[cfg_attr(test, schemars(required, length(min = 1)))]
     model: String,
     provider: Option<String>,
     tier: Option<ServiceTier>,

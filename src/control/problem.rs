@@ -1,11 +1,11 @@
 //! A [`Problem`]: an error of the admin API as RFC 9457 `application/problem+json`, naming the field and the fix.
 //!
-//! Owns the shape and the reading of JSON bodies. A message never holds a key.
+//! Owns the shape and the reading of query strings; leaves bodies to `body`. A message never holds a key.
 
 use axum::extract::{FromRequestParts, Query};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use http::{HeaderMap, StatusCode, header};
+use http::{StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -124,88 +124,40 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match Query::from_request_parts(parts, state).await {
             Ok(Query(asked)) => Ok(Self(asked)),
-            Err(rejection) => Err(Problem::new(StatusCode::BAD_REQUEST, "bad_request", rejection.body_text())),
+            Err(rejection) => Err(unreadable(&rejection.body_text())),
         }
     }
 }
 
-/// How much of serde's complaint is told: it quotes values, and a value can be a key put in the wrong field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tell {
-    /// All of it.
-    All,
-    /// Names of fields only.
-    Names,
-}
-
-/// Reads a JSON body; an empty one is `{}`.
-pub(super) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8], tell: Tell) -> Result<T, Problem> {
-    if body.is_empty() {
-        return serde_json::from_str("{}").map_err(|error| unreadable(&error, tell));
-    }
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    if kind.split(';').next().map(str::trim) != Some("application/json") {
-        let detail = "the body's content-type must be application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
-    }
-    serde_json::from_slice(body).map_err(|error| unreadable(&error, tell))
-}
-
-fn unreadable(error: &serde_json::Error, tell: Tell) -> Problem {
-    let text = error.to_string();
-    let names_only = text.starts_with("unknown field") || text.starts_with("missing field");
-    let detail = if tell == Tell::All || names_only {
-        text.clone()
-    } else {
-        format!("a value is of the wrong kind, or not JSON, at line {} column {}", error.line(), error.column())
+/// What is wrong with a query string, and with which of its parameters.
+fn unreadable(text: &str) -> Problem {
+    let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(text);
+    // `unknown field `x`, expected …`, or `x: what is wrong`.
+    let (field, fix) = match text.split_once(": ") {
+        Some((field, _)) if !field.contains(' ') => (Some(field), "send a value of its kind: /openapi.json has it"),
+        _ => (text.split('`').nth(1), "leave it out, or write it as it is called, and once"),
     };
-    let problem = Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail);
-    match text.split('`').nth(1) {
-        Some(field) if names_only => problem.field(field),
-        _ => problem,
+    let problem = Problem::new(StatusCode::BAD_REQUEST, "bad_request", text).fix(fix);
+    match field {
+        Some(field) => problem.field(field),
+        None => problem,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-    use serde_json::Value;
-
     use super::*;
 
-    #[derive(Debug, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Named {
-        #[expect(dead_code, reason = "only its reading is tested")]
-        name: String,
-    }
-
     #[test]
-    fn what_is_told() {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, "application/json; charset=utf-8".parse().unwrap());
-        for (name, body, tell, status, want) in [
-            ("missing", "", Tell::Names, 400, "missing field `name` at line 1 column 2"),
-            ("unknown", r#"{"nam":1}"#, Tell::Names, 400, "unknown field `nam`, expected `name` at line 1 column 6"),
-            (
-                "told",
-                r#"{"name":["sk-real"]}"#,
-                Tell::All,
-                400,
-                "invalid type: sequence, expected a string at line 1 column 8",
-            ),
-            (
-                "not told",
-                r#"{"name":12345}"#,
-                Tell::Names,
-                400,
-                "a value is of the wrong kind, or not JSON, at line 1 column 13",
-            ),
+    fn query_strings_are_faulted_by_parameter() {
+        for (text, field) in [
+            ("limit: invalid digit found in string", Some("limit")),
+            ("unknown field `limt`, expected `limit` or `cursor`", Some("limt")),
+            ("duplicate field `limit`", Some("limit")),
+            ("something else", None),
         ] {
-            let problem = parse::<Named>(&headers, body.as_bytes(), tell).expect_err(name);
-            assert_eq!((problem.status, problem.detail.as_str()), (status, want), "{name}");
+            let problem = unreadable(&format!("Failed to deserialize query string: {text}"));
+            assert_eq!((problem.field.as_deref(), problem.detail.as_str()), (field, text));
         }
-        let problem = parse::<Value>(&HeaderMap::new(), b"{}", Tell::All).expect_err("no content type");
-        assert_eq!(problem.status, 415);
     }
 }

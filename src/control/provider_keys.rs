@@ -15,9 +15,10 @@ use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, rfc3339};
+use crate::control::body::{Tell, parse};
 use crate::control::caller::{Caller, not_yours};
 use crate::control::policy::{PolicyWish, With};
-use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
+use crate::control::problem::{Asked, Problem, check_name};
 use crate::control::view::ProviderKeyView;
 use crate::control::{ControlState, Page, etag, expected_version, key_id, page};
 use crate::event::{self, Severity};
@@ -27,7 +28,7 @@ use crate::policy::Policy;
 use crate::pool::MAX_WEIGHT;
 use crate::provider_key::{Blow, Change as Became, DEFAULT_GRACE, Origin, ProviderKey, Replaced, Standing, Status};
 use crate::secret::Secret;
-use crate::storage::{ProviderKeyState, Store, StoreError};
+use crate::storage::{ProviderKeyState, RecordId, Store, StoreError};
 use crate::unit::duration;
 
 /// What a provider said to a key.
@@ -171,18 +172,29 @@ impl Source {
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ProviderKeyAddition"))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Addition {
+    /// The provider, by id or alias.
     provider: String,
+    /// What people call it.
+    #[cfg_attr(test, schemars(length(min = 1, max = 128)))]
     name: String,
+    /// Whose it is; `system` unless it is said.
     #[serde(default)]
     owner: Option<Owner>,
+    /// Globs of models it is used for; none is all.
     #[serde(default)]
     models: Vec<String>,
+    /// Lower goes first.
     #[serde(default)]
     priority: u32,
+    /// Its share under the policy `weighted`.
     #[serde(default = "one")]
+    #[cfg_attr(test, schemars(range(min = 1, max = 1_000)))]
     weight: u32,
+    /// The real key. This, or `reference`.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("writeOnly" = true)))]
     secret: Option<String>,
+    /// Where to find it: `env:NAME`, `file:/path` or `exec:command`. For admins.
     #[serde(default)]
     reference: Option<String>,
 }
@@ -197,7 +209,7 @@ pub(super) async fn add(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let With { policy: wished, rest: addition } = parse::<With<Addition>>(&headers, &body, Tell::Names)?;
+    let With { policy: wished, rest: addition } = With::<Addition>::parse(&headers, &body, Tell::Names)?;
     let source = Source { secret: addition.secret, reference: addition.reference };
     let (origin, secret) = source.resolve(&caller)?;
     let registry = state.registry.get();
@@ -302,7 +314,7 @@ pub(super) async fn update(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let With { policy: wished, rest: wish } = parse::<With<Change>>(&headers, &body, Tell::Names)?;
+    let With { policy: wished, rest: wish } = With::<Change>::parse(&headers, &body, Tell::Names)?;
     let mut record = stored(&state, &caller, &id)?.record.clone();
     record.name = wish.name.unwrap_or(record.name);
     record.owner = own_owner(&caller, wish.owner)?.unwrap_or(record.owner);
@@ -318,7 +330,10 @@ pub(super) async fn update(
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ProviderKeyRotation"))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Rotation {
+    /// The real key. This, or `reference`.
+    #[cfg_attr(test, schemars(extend("writeOnly" = true)))]
     secret: Option<String>,
+    /// Where to find it: `env:NAME`, `file:/path` or `exec:command`. For admins.
     reference: Option<String>,
     /// Asks the provider first; what is not good changes nothing.
     test: bool,
@@ -487,13 +502,17 @@ async fn set_status(
     let key = find(state, caller, id)?;
     let before = key.standing(state.clock.now()).status;
     let standing = Standing { status, since_ms: Some(state.clock.wall_ms()), ..Standing::default() };
+    let expected = expected_version(headers)?.unwrap_or(key.record.version);
+    if key.environment && expected != key.record.version {
+        let id = RecordId::Key(key.record.id);
+        return Err(StoreError::Conflict { id, current: key.record.version }.into());
+    }
     let after = match key.environment {
         // It can be forgiven, but only its variable switches it off.
         true if status == Status::Active => key,
         true => stored(state, caller, id)?,
         false => {
             let record = ProviderKey { standing: standing.clone(), ..key.record.clone() };
-            let expected = expected_version(headers)?.unwrap_or(record.version);
             state.store.update_provider_key(record, expected, None).await?
         }
     };

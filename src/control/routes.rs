@@ -286,6 +286,11 @@ impl Leasts {
         let found = self.0.at(path).ok()?;
         found.value.iter().find(|(of, _)| of == method).map(|(_, least)| *least)
     }
+
+    /// True when anyone may use this path, by one method or another.
+    pub(super) fn is_open(&self, path: &str) -> bool {
+        self.0.at(path).is_ok_and(|found| found.value.iter().any(|(_, least)| least.is_anyone()))
+    }
 }
 
 impl fmt::Debug for Leasts {

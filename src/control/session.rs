@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::Role;
 use crate::clock::rfc3339;
+use crate::control::body::{Tell, parse};
 use crate::control::caller::{By, Caller};
 use crate::control::failures::Failures;
 use crate::control::pages::{self, Pages};
-use crate::control::problem::{Problem, Tell, parse};
+use crate::control::problem::Problem;
 use crate::control::tokens::{self, TokenView};
 use crate::control::{ControlState, Listening};
 use crate::id::KeyId;
@@ -145,7 +146,7 @@ pub(super) async fn begin(
     }
     for token in tokens::all(&state.store).iter().filter(|token| token.session && token.is_expired(now)) {
         // Gone already is as good.
-        let _ = tokens::revoke(&state.store, token.id).await;
+        let _ = tokens::revoke(&state.store, token.id, None).await;
     }
     let expires = now + SESSION_MS;
     let (text, token) = tokens::make(&state, NAME.to_owned(), Role::Admin, Some(expires), true).await?;
@@ -192,7 +193,7 @@ pub(super) async fn end(State(state): State<Arc<ControlState>>, caller: Caller) 
             Problem::new(StatusCode::CONFLICT, "no_session", detail).fix("revoke a token with `sidekey token revoke`")
         );
     };
-    tokens::revoke(&state.store, id).await?;
+    tokens::revoke(&state.store, id, None).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -13,8 +13,9 @@ use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::rfc3339;
+use crate::control::body::{Tell, parse};
 use crate::control::named::ListQuery;
-use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::problem::{Asked, Problem};
 use crate::control::view::ProviderView;
 use crate::control::{ControlState, Page, Setting, page};
 use crate::live::Live;
@@ -215,6 +216,8 @@ pub(super) async fn provider(
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct BackupWish {
+    /// Where to, on the machine sidekey runs on; nothing may be there yet.
+    #[cfg_attr(test, schemars(extend("pattern" = "^/")))]
     path: PathBuf,
 }
 

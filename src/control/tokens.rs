@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{AccessToken, Role, TOKEN_PREFIX};
 use crate::clock::rfc3339;
+use crate::control::body::{Tell, parse};
 use crate::control::named::ListQuery;
 use crate::control::policy::said;
-use crate::control::problem::{Asked, Problem, Tell, check_name, parse};
-use crate::control::{ControlState, Page, page};
+use crate::control::problem::{Asked, Problem, check_name};
+use crate::control::{ControlState, Page, etag, expected_version, page};
 use crate::id::KeyId;
 use crate::secret::Secret;
 use crate::storage::Store;
@@ -33,9 +34,11 @@ const USE_MS: u64 = 60_000;
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "TokenWish"))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wish {
+    #[cfg_attr(test, schemars(length(min = 1, max = 128)))]
     name: String,
     role: Role,
     /// Null is never.
+    #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(default, deserialize_with = "said")]
     expires_days: Option<Option<u32>>,
 }
@@ -48,12 +51,16 @@ pub(super) struct TokenView {
     name: String,
     role: Role,
     /// `active` or `expired`.
+    #[cfg_attr(test, schemars(extend("enum" = ["active", "expired"])))]
     status: &'static str,
     /// True for one that a login with a code made.
     session: bool,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     created: String,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     expires: Option<String>,
     /// To within a minute.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     last_used: Option<String>,
 }
 
@@ -122,29 +129,32 @@ pub(super) async fn create(
     let (text, token) = make(&state, wish.name, wish.role, expires_ms, false).await?;
     let location = format!("/api/tokens/{}", token.id);
     let body = TokenMade { token: text.expose(), token_data: TokenView::new(&token, now) };
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(body)).into_response())
+    // What was just made has its first version.
+    let headers = [(header::LOCATION, location), (header::ETAG, etag(1))];
+    Ok((StatusCode::CREATED, headers, Json(body)).into_response())
 }
 
-pub(super) async fn show(
-    State(state): State<Arc<ControlState>>,
-    Path(id): Path<String>,
-) -> Result<Json<TokenView>, Problem> {
-    Ok(Json(TokenView::new(&*find(&state, &id)?, state.clock.wall_ms())))
+pub(super) async fn show(State(state): State<Arc<ControlState>>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let (token, version) = find(&state, &id)?;
+    let view = TokenView::new(&token, state.clock.wall_ms());
+    Ok(([(header::ETAG, etag(version))], Json(view)).into_response())
 }
 
 /// Revokes one: it is accepted no longer, from the next request on.
 pub(super) async fn delete(
     State(state): State<Arc<ControlState>>,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
-    let token = find(&state, &id)?;
-    revoke(&state.store, token.id).await?;
+    let expected = expected_version(&headers)?;
+    let (token, _) = find(&state, &id)?;
+    revoke(&state.store, token.id, expected).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Takes one back.
-pub(super) async fn revoke(store: &Store, id: KeyId) -> Result<(), Problem> {
-    Ok(store.delete_named::<AccessToken>(&id.to_string(), None).await?)
+/// Takes one back, if a version is given only at this one.
+pub(super) async fn revoke(store: &Store, id: KeyId, expected: Option<u64>) -> Result<(), Problem> {
+    Ok(store.delete_named::<AccessToken>(&id.to_string(), expected).await?)
 }
 
 /// Makes one and stores what is kept of it.
@@ -170,9 +180,9 @@ pub(super) fn all(store: &Store) -> Vec<Arc<AccessToken>> {
     store.snapshot().all_named::<AccessToken>().map(|(token, _)| token).collect()
 }
 
-fn find(state: &ControlState, id: &str) -> Result<Arc<AccessToken>, Problem> {
+fn find(state: &ControlState, id: &str) -> Result<(Arc<AccessToken>, u64), Problem> {
     let found = state.store.snapshot().named::<AccessToken>(id);
-    found.map(|(token, _)| token).ok_or_else(|| Problem::not_found(&format!("token {id:?}")))
+    found.ok_or_else(|| Problem::not_found(&format!("token {id:?}")))
 }
 
 /// The token that is presented, when it is one and good; its use is noted.

@@ -12,13 +12,25 @@ use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::parse_rfc3339;
+use crate::control::body::{Tell, parse};
 use crate::control::caller::{Caller, not_yours};
-use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::problem::{Asked, Problem};
 use crate::control::{ControlState, keys, provider_keys};
 use crate::entry::EntryView;
 use crate::id::{KeyId, KeySource, is_name};
 use crate::pricing::{Overlay, Prices};
 use crate::storage::{Cursor, Dimension, LedgerFilter, UsageReport, UsageTotals};
+
+#[cfg(test)]
+const DIMENSIONS: [&str; 12] = {
+    let mut words = [""; 12];
+    let mut n = 0;
+    while n < words.len() {
+        words[n] = Dimension::ALL[n].as_str();
+        n += 1;
+    }
+    words
+};
 
 const DAY_MS: u64 = 86_400_000;
 const DEFAULT_DAYS: u32 = 30;
@@ -29,9 +41,14 @@ const MAX_LIMIT: usize = 1000;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ReportQuery {
+    /// The last days, today included: 30 unless something is said.
     days: Option<u32>,
+    /// A day, or an RFC 3339 time.
     from: Option<String>,
+    /// Before this day, or RFC 3339 time.
     to: Option<String>,
+    /// What sums are made by: `model` unless it is said.
+    #[cfg_attr(test, schemars(extend("enum" = DIMENSIONS)))]
     by: Option<String>,
     key: Option<KeyId>,
     provider_key: Option<KeyId>,
@@ -124,15 +141,27 @@ pub(super) async fn of_provider_key(
 /// The calls of one group, oldest first, and whose keys paid for how many.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
 pub(super) struct GroupUsage {
     group: String,
+    #[serde(rename = "apiKeyUsageLog")]
     api_key_usage_log: Vec<EntryView>,
     /// True when there are more calls than are listed.
     truncated: bool,
     /// Requests by who paid.
+    #[serde(rename = "apiKeyUsageSummary")]
     api_key_usage_summary: BTreeMap<&'static str, u64>,
     totals: UsageTotals,
+    next_cursor: Option<String>,
+}
+
+/// Which of a group's calls.
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct GroupQuery {
+    /// At most so many, 1,000 unless it is said.
+    limit: Option<usize>,
+    cursor: Option<String>,
 }
 
 /// The calls of one group, oldest first, and whose keys paid for how many.
@@ -140,17 +169,15 @@ pub(super) async fn of_group(
     State(state): State<Arc<ControlState>>,
     caller: Caller,
     Path(group): Path<String>,
+    Asked(query): Asked<GroupQuery>,
 ) -> Result<Json<GroupUsage>, Problem> {
     if !is_name(&group) {
         return Err(Problem::not_found("group of that name"));
     }
-    let filter = LedgerFilter {
-        group: Some(group.clone()),
-        user: own_user(&caller, None)?,
-        limit: Some(MAX_LIMIT),
-        ..LedgerFilter::default()
-    };
-    let sums = LedgerFilter { limit: None, ..filter.clone() };
+    let filter = LedgerFilter { group: Some(group.clone()), user: own_user(&caller, None)?, ..LedgerFilter::default() };
+    let sums = filter.clone();
+    let limit = Some(query.limit.unwrap_or(MAX_LIMIT).clamp(1, MAX_LIMIT));
+    let filter = LedgerFilter { limit, after: cursor(query.cursor.as_deref())?, ..filter };
     let page = state.store.ledger().query(filter).await?;
     let report = state.store.ledger().usage(sums, Dimension::Source).await?;
     let calls: Vec<EntryView> = page.entries.iter().map(EntryView::from).collect();
@@ -163,6 +190,7 @@ pub(super) async fn of_group(
         api_key_usage_log: calls,
         api_key_usage_summary: summary,
         totals: report.totals,
+        next_cursor: page.next.map(|cursor| cursor.to_string()),
     }))
 }
 
@@ -195,7 +223,6 @@ pub(super) async fn ledger(
     caller: Caller,
     Asked(query): Asked<LedgerQuery>,
 ) -> Result<Json<Entries>, Problem> {
-    let after = query.cursor.as_deref().map(str::parse::<Cursor>).transpose();
     let filter = LedgerFilter {
         key: query.key,
         provider_key: query.provider_key,
@@ -206,12 +233,17 @@ pub(super) async fn ledger(
         group: query.group,
         limit: Some(query.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT)),
         newest_first: true,
-        after: after.map_err(|_| Problem::invalid("cursor", "is not one of ours").fix("start from the first page"))?,
+        after: cursor(query.cursor.as_deref())?,
         ..LedgerFilter::default()
     };
     let page = state.store.ledger().query(filter).await?;
     let entries = page.entries.iter().map(EntryView::from).collect();
     Ok(Json(Entries { entries, next_cursor: page.next.map(|cursor| cursor.to_string()) }))
+}
+
+fn cursor(said: Option<&str>) -> Result<Option<Cursor>, Problem> {
+    let cursor = said.map(str::parse::<Cursor>).transpose();
+    cursor.map_err(|_| Problem::invalid("cursor", "is not one of ours").fix("start from the first page"))
 }
 
 /// Whose usage: a user's is their own.

@@ -27,11 +27,14 @@ use crate::virtual_key::{Fallback, StreamUsage};
 pub struct KeyView {
     pub id: KeyId,
     pub name: String,
+    #[cfg_attr(test, schemars(with = "crate::control::keys::Shown"))]
     pub status: &'static str,
     pub prefix: String,
     pub user: Option<String>,
     pub team: Option<String>,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub created: String,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub expires: Option<String>,
     pub models: Vec<String>,
     pub providers: Vec<String>,
@@ -57,7 +60,9 @@ pub struct KeyView {
     pub canary: bool,
     pub metadata: BTreeMap<String, String>,
     /// Until when the secret before the last rotation works too.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub rotation_grace_until: Option<String>,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub last_used: Option<String>,
     pub total_requests: u64,
     pub total_tokens: u64,
@@ -122,6 +127,7 @@ pub struct ProviderKeyView {
     pub name: String,
     pub owner: Owner,
     /// `active`, `cooling`, `disabled`, `error` or `exhausted`.
+    #[cfg_attr(test, schemars(with = "Status"))]
     pub status: &'static str,
     /// `sealed`, `env:NAME`, `file:/path`, `exec:command`.
     pub origin: String,
@@ -143,16 +149,21 @@ pub struct ProviderKeyView {
     /// What may be shown of the secret before the last rotation, as long as it may come back.
     pub replaced: Option<String>,
     /// Until when it does, should the provider refuse the present one.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub rotation_grace_until: Option<String>,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub created: String,
     /// When a rest ends by itself.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub until: Option<String>,
     /// Since when its status is what it is.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub since: Option<String>,
     pub last_error: Option<String>,
     /// Faults and refusals since its last success.
     pub failures: u32,
     pub in_flight: u32,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub last_used: Option<String>,
     pub total_requests: u64,
     pub total_tokens: u64,
@@ -211,6 +222,7 @@ pub struct SharedView {
     pub keys: usize,
     /// How each of its limits stands.
     pub in_force: Vec<LimitView>,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub last_used: Option<String>,
     pub total_requests: u64,
     pub total_tokens: u64,

@@ -384,7 +384,7 @@ fn usd_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
             "type": ["string", "integer"],
             "pattern": pattern,
             "minimum": 0,
-            "maximum": 9_999_999_999_u64,
+            "maximum": 18_446_744_073_u64,
         }),
         false => schemars::json_schema!({"type": "string"}),
     }

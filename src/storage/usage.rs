@@ -70,7 +70,7 @@ impl Dimension {
 
     /// The word for it, and the field of a group that holds its value.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Day => "day",
             Self::Endpoint => "endpoint",

@@ -15,7 +15,8 @@ use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::parse_rfc3339;
-use crate::control::problem::{Asked, Problem, Tell, parse};
+use crate::control::body::{Tell, parse};
+use crate::control::problem::{Asked, Problem};
 use crate::control::{ControlState, Page, page};
 use crate::event::{Event, Severity};
 use crate::id::RequestId;
@@ -26,8 +27,10 @@ pub use self::deliver::{Alerts, Tested};
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct AlertsQuery {
+    /// A kind, or the first word of some.
     kind: Option<String>,
     min_severity: Option<Severity>,
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     since: Option<String>,
     limit: Option<usize>,
     cursor: Option<RequestId>,

@@ -1,5 +1,7 @@
 //! Who gets in: pages, sessions, tokens.
 
+use serde_json::json;
+
 use super::operation::Op;
 use crate::control::named::ListQuery;
 use crate::control::{session, tokens};
@@ -22,8 +24,10 @@ pub(super) fn operations() -> Vec<Op> {
             .gives::<tokens::TokenList>(),
         Op::post("/api/tokens", "createToken", "Makes a token, which is shown this once")
             .takes_with::<tokens::Wish>(&["name", "role"])
+            .example(json!({"name": "dashboard", "role": "reader", "expires_days": 30}))
             .makes::<tokens::TokenMade<'_>>()
-            .leads_to("getToken", "id", "/token_data/id"),
+            .leads_to("getToken", "id", "/token_data/id")
+            .leads_to("revokeToken", "id", "/token_data/id"),
         Op::get("/api/tokens/{id}", "getToken", "One token").gives::<tokens::TokenView>(),
         Op::delete("/api/tokens/{id}", "revokeToken", "Takes a token back: it is accepted no longer").versioned(),
     ]

@@ -90,6 +90,7 @@ fn document() -> Value {
                     "in": "header",
                     "description": "The `ETag` of what is to be changed: of another version it is not, with 412. `*` is any.",
                     "schema": {"type": "string", "pattern": "^(\\*|\"[0-9]{1,19}\")$"},
+                    "example": "\"1\"",
                 },
                 "ActAs": {
                     "name": "X-User-ID",

@@ -29,6 +29,7 @@ pub(super) struct Op {
     problems: BTreeSet<u16>,
     pub(super) if_match: bool,
     links: Vec<(&'static str, Value)>,
+    example: Option<Value>,
 }
 
 /// What is in an answer.
@@ -45,8 +46,8 @@ impl Op {
     fn new(method: Method, path: &'static str, id: &'static str, summary: &'static str) -> Self {
         let problems = BTreeSet::from(ALWAYS);
         let (query, request, answers, links) = (None, None, Vec::new(), Vec::new());
-        let (tag, locates, if_match) = ("", false, false);
-        Self { method, path, id, summary, tag, query, request, answers, locates, problems, if_match, links }
+        let (tag, locates, if_match, example) = ("", false, false, None);
+        Self { method, path, id, summary, tag, query, request, answers, locates, problems, if_match, links, example }
     }
 
     pub(super) fn get(path: &'static str, id: &'static str, summary: &'static str) -> Self {
@@ -83,20 +84,32 @@ impl Op {
         self.may(&[422])
     }
 
-    /// Takes this as its body.
+    /// Takes this as its body, or nothing.
     pub(super) fn takes<T: JsonSchema>(self) -> Self {
-        self.takes_with::<T>(&[])
+        self.reads(|schemas| json!({"schema": schemas.asked::<T>(), "required": false}))
     }
 
-    /// The same, and these fields must be said.
-    pub(super) fn takes_with<T: JsonSchema>(mut self, required: &'static [&'static str]) -> Self {
-        self.request = Some(Box::new(move |schemas| match (schemas.asked::<T>(), required) {
-            (schema, []) => json!({"schema": schema, "required": false}),
-            (schema, required) => {
-                json!({"schema": {"allOf": [schema, {"type": "object", "required": required}]}, "required": true})
-            }
-        }));
+    /// Needs this as its body.
+    pub(super) fn needs<T: JsonSchema>(self) -> Self {
+        self.reads(|schemas| json!({"schema": schemas.asked::<T>(), "required": true}))
+    }
+
+    /// Needs this as its body, with these fields.
+    pub(super) fn takes_with<T: JsonSchema>(self, required: &'static [&'static str]) -> Self {
+        self.reads(move |schemas| {
+            let schema = json!({"allOf": [schemas.asked::<T>(), {"type": "object", "required": required}]});
+            json!({"schema": schema, "required": true})
+        })
+    }
+
+    fn reads(mut self, body: impl FnOnce(&mut Schemas) -> Value + 'static) -> Self {
+        self.request = Some(Box::new(body));
         self.may(&[408, 413, 415, 422])
+    }
+
+    /// A body that it takes.
+    pub(super) fn example(self, body: Value) -> Self {
+        Self { example: Some(body), ..self }
     }
 
     /// Answers with this.
@@ -134,9 +147,25 @@ impl Op {
         self.may(&[412])
     }
 
-    /// The answer leads to another operation: its `id` parameter is at this pointer of the answer's body.
-    pub(super) fn leads_to(mut self, id: &'static str, parameter: &str, at: &str) -> Self {
-        let parameters = json!({parameter: format!("$response.body#{at}")});
+    /// The answer leads to another operation: what its path needs is at this pointer of the answer's body.
+    pub(super) fn leads_to(self, id: &'static str, parameter: &str, at: &str) -> Self {
+        self.links_to(id, parameter, &format!("$response.body#{at}"))
+    }
+
+    /// Leads to another operation of the same path parameter.
+    pub(super) fn stays_at(self, id: &'static str, parameter: &str) -> Self {
+        self.links_to(id, parameter, &format!("$request.path.{parameter}"))
+    }
+
+    /// Leads to another operation of the same path parameter, with this body.
+    pub(super) fn goes_on(mut self, id: &'static str, parameter: &str, body: &Value) -> Self {
+        let parameters = json!({parameter: format!("$request.path.{parameter}")});
+        self.links.push((id, json!({"operationId": id, "parameters": parameters, "requestBody": body})));
+        self
+    }
+
+    fn links_to(mut self, id: &'static str, parameter: &str, expression: &str) -> Self {
+        let parameters = json!({parameter: expression});
         self.links.push((id, json!({"operationId": id, "parameters": parameters})));
         self
     }
@@ -196,7 +225,10 @@ impl Op {
         });
         if let Some(request) = self.request {
             let Value::Object(mut request) = request(schemas) else { unreachable!("made above") };
-            let content = json!({"application/json": {"schema": request.remove("schema")}});
+            let mut content = json!({"application/json": {"schema": request.remove("schema")}});
+            if let Some(example) = self.example {
+                content["application/json"]["example"] = example;
+            }
             written["requestBody"] = json!({"required": request["required"], "content": content});
         }
         written["responses"] = Value::Object(responses);
@@ -229,15 +261,14 @@ fn path_parameters(path: &str) -> Vec<Value> {
     let key = json!({"$ref": "#/components/schemas/KeyId"});
     // What a path of the TCP address may not have is no name there.
     let name = json!({"type": "string", "minLength": 1, "maxLength": 128, "pattern": r"^[^\x00-\x1f\x7f\\;/]+$"});
+    let plain = json!({"type": "string", "minLength": 1, "maxLength": 320, "pattern": r"^[^\x00-\x1f\x7f\\;]+$"});
     let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     let parameter = |said: &str| {
         let called = said.trim_start_matches('*');
         let of_key = ["/api/keys/", "/api/provider-keys/", "/api/tokens/"].iter().any(|of| path.starts_with(of));
         let (schema, what) = match said {
-            "*name" => {
-                (json!({"$ref": "#/components/schemas/PriceName"}), "Its name; the slash as `%2F`, or as it is.")
-            }
-            "*path" => (json!({"type": "string"}), "May have slashes."),
+            "*name" => (plain.clone(), "`provider/model`, or `*/model`; slashes as `%2F`, or as they are."),
+            "*path" => (plain.clone(), "May have slashes."),
             _ if of_key => (key.clone(), "Its id."),
             "id" => (name.clone(), "Its id."),
             _ => (name.clone(), "Its name."),

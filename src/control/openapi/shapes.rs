@@ -37,12 +37,12 @@ plain! {
     RequestId, "RequestId" => json!({"type": "string", "format": "uuid", "description": "Sorts by time."});
     Owner, "Owner" => json!({
         "type": "string",
-        "pattern": r"^(system|(user|team):\S(.{0,126}\S)?)$",
+        "pattern": r"^(system|(user|team):[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]{0,126}[^\s\x00-\x1f\x7f-\x9f])?)$",
         "description": "Whose it is: `user:<id>`, `team:<id>` or `system`.",
     });
     Role, "Role" => json!({
         "type": "string",
-        "pattern": r"^(admin|operator|reader|user:\S(.{0,126}\S)?)$",
+        "pattern": r"^(admin|operator|reader|user:[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]{0,126}[^\s\x00-\x1f\x7f-\x9f])?)$",
         "description": "`admin` may do everything, `operator` everything but what trust rests on, `reader` reads, and \
             `user:<id>` has what is theirs.",
     });
@@ -127,17 +127,17 @@ fn rates(generator: &SchemaGenerator) -> Map<String, Value> {
     let asks = generator.contract().is_deserialize();
     let rate = |item: Item| {
         // Not more than can be kept, whatever the decimals.
-        let (whole, places) = match item {
-            Item::PerSecond => (1, 18),
-            _ if item.is_tokens() => (9, 9),
-            _ => (4, 15),
+        let (whole, places, most): (u32, u32, u64) = match item {
+            Item::PerSecond => (1, 18, 18),
+            _ if item.is_tokens() => (10, 9, 18_446_744_073),
+            _ => (4, 15, 18_446),
         };
         let mut rate = match asks {
             true => json!({
                 "type": ["string", "integer", "null"],
                 "pattern": format!(r"^[0-9]{{1,{whole}}}(\.[0-9]{{1,{places}}})?$"),
                 "minimum": 0,
-                "maximum": 10_u64.pow(whole) - 1,
+                "maximum": most,
             }),
             false => json!({"type": "string", "pattern": format!(r"^[0-9]+(\.[0-9]{{1,{places}}})?$")}),
         };

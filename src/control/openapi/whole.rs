@@ -1,5 +1,7 @@
 //! The installation as a whole: alerts, the audit log, the CA, status, backups.
 
+use serde_json::json;
+
 use super::operation::Op;
 use crate::control::{activity, alerts, audit, ca, config, explain, status};
 use crate::storage::AuditVerdict;
@@ -34,6 +36,7 @@ pub(super) fn operations() -> Vec<Op> {
         Op::get("/api/status", "getStatus", "How it stands").gives::<status::StatusView>(),
         Op::post("/api/backup", "backUp", "Writes a backup on the machine sidekey runs on")
             .takes_with::<status::BackupWish>(&["path"])
+            .example(json!({"path": "/var/backups/sidekey-2026-11-26"}))
             .gives::<status::BackupMade>()
             .may(&[409]),
     ]

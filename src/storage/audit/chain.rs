@@ -66,6 +66,7 @@ pub struct AuditRecord {
     /// Counts records from 1.
     pub seq: u64,
     /// When; RFC 3339.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub time: String,
     /// Who.
     #[serde(flatten)]
