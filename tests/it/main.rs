@@ -31,6 +31,7 @@ mod hostile;
 mod lease;
 mod limit;
 mod metrics;
+mod openapi;
 mod plan;
 mod pool;
 mod prices;

@@ -110,17 +110,22 @@ async fn npm_ci(pinned: &Path, folder: &Path) {
 
 /// A Python that has the SDKs; `None`, said loudly, when there is none.
 pub(crate) async fn python() -> Option<PathBuf> {
+    venv("python", &source("python").join("requirements.txt")).await
+}
+
+/// A Python of its own, kept below `target`, that has what `pins` name; `None`, said loudly, when there is none.
+pub(crate) async fn venv(name: &str, pins: &Path) -> Option<PathBuf> {
     static PREPARING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     if !present("python3").await {
         return None;
     }
-    let (folder, pins) = (cache("python"), source("python").join("requirements.txt"));
+    let folder = cache(name);
     let python = folder.join("bin/python");
     let _one = PREPARING.lock().await;
-    prepare(&folder, &pins, || async {
+    prepare(&folder, pins, || async {
         run("python3 -m venv", Command::new("python3").args(["-m", "venv"]).arg(&folder)).await;
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
-        run("pip install", Command::new(&python).args(install).arg(&pins)).await;
+        run("pip install", Command::new(&python).args(install).arg(pins)).await;
     })
     .await;
     Some(python)
