@@ -98,7 +98,7 @@ pub(super) async fn show(
 ) -> Result<Json<ActivityView>, Problem> {
     let minutes = query.minutes.unwrap_or(DEFAULT_MINUTES);
     if !(1..=MAX_MINUTES).contains(&minutes) {
-        return Err(Problem::invalid("minutes", format!("must be from 1 to {MAX_MINUTES}")));
+        return Err(Problem::invalid("minutes", format!("must be from 1 to {MAX_MINUTES}")).fix("leave it out for 60"));
     }
     let series = activity(&state)?.last(minutes);
     let now = NowView { streams_in_flight: series.in_flight, draining: state.readiness.is_draining() };

@@ -53,7 +53,7 @@ pub(super) async fn list(
         actor: query.actor,
         object: query.object,
         action: query.action,
-        since_ms: since.map_err(|error| Problem::invalid("since", error))?,
+        since_ms: since.map_err(|error| Problem::invalid("since", error).fix("write it as 2026-11-25T10:00:00Z"))?,
         oldest_first: matches!(query.order, Order::Oldest),
         cursor: query.cursor,
         limit: query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE),

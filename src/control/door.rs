@@ -97,7 +97,9 @@ impl Door {
         let headers = &request.headers;
         let refused = |field: &str| {
             let detail = "a page of another origin asks for this";
-            Err(Problem::new(StatusCode::FORBIDDEN, "cross_origin", detail).field(field))
+            Err(Problem::new(StatusCode::FORBIDDEN, "cross_origin", detail)
+                .field(field)
+                .fix("ask from the console's own page, or without a browser"))
         };
         if let Some(origin) = headers.get(header::ORIGIN) {
             let ours = format!("{}://{host}", if self.tls { "https" } else { "http" });
@@ -189,6 +191,7 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
 
 fn bad(detail: &str) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+        .fix("send each header once, and the path in its plain form")
 }
 
 #[cfg(test)]

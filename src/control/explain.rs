@@ -174,7 +174,9 @@ pub(super) async fn explain(
         key: keys::find(&state, &caller, &query.key)?,
         model: query.model,
         provider: query.provider,
-        endpoint: endpoint.map_err(|error| Problem::invalid("endpoint", error.to_string()))?,
+        endpoint: endpoint.map_err(|error| {
+            Problem::invalid("endpoint", error.to_string()).fix("name an endpoint such as chat, or leave it out")
+        })?,
         input_tokens: query.input_tokens,
         max_tokens: query.max_tokens,
     };

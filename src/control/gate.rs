@@ -81,8 +81,11 @@ fn acting(caller: Caller, headers: &HeaderMap) -> Result<Caller, Problem> {
             .fix("leave the header out, or show an admin token"));
     }
     let id = said.to_str().ok().filter(|id| is_name(id));
-    let id =
-        id.ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "bad_request", "is not a user").field("x-user-id"))?;
+    let id = id.ok_or_else(|| {
+        Problem::new(StatusCode::BAD_REQUEST, "bad_request", "is not a user")
+            .field("x-user-id")
+            .fix("write the id of one")
+    })?;
     Ok(Caller { role: Some(Role::User(id.to_owned())), acts_as_user: true, ..caller })
 }
 

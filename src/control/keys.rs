@@ -190,14 +190,15 @@ pub(super) async fn create(
     let id = KeyId::random().map_err(|error| Problem::internal(error.to_string()))?;
     let prefix = wish.prefix.clone().unwrap_or_else(|| state.keys.get().prefix.clone());
     if !is_prefix(&prefix) {
-        return Err(Problem::invalid("prefix", "must be 1 to 32 letters, digits, `-` and `_`, not ending in a dash"));
+        return Err(Problem::invalid("prefix", "must be 1 to 32 letters, digits, `-` and `_`, not ending in a dash")
+            .fix("leave it out for that of the configuration"));
     }
     let key = generate(&prefix, id).map_err(|error| Problem::internal(error.to_string()))?;
     let digest = state.store.snapshot().digest_key().digest(key.expose());
     let default_days = u64::from(state.keys.get().default_expires_days);
     let mut record = VirtualKey {
         id,
-        name: wish.name.clone().ok_or_else(|| Problem::invalid("name", "is missing"))?,
+        name: wish.name.clone().ok_or_else(|| Problem::invalid("name", "is missing").fix("say what it is called"))?,
         digest,
         previous: None,
         prefix,
@@ -302,7 +303,7 @@ pub(super) async fn rotate(
 ) -> Result<Response, Problem> {
     let rotation: Rotation = parse(&headers, &body, Tell::All)?;
     let grace = rotation.grace.as_deref().map(duration::parse).transpose();
-    let grace = grace.map_err(|error| Problem::invalid("grace", error))?.unwrap_or_default();
+    let grace = grace.map_err(|error| Problem::invalid("grace", error).fix("write it as 1h"))?.unwrap_or_default();
     let before = find(&state, &caller, &id)?;
     if before.record.status == Status::Revoked {
         return Err(revoked());
@@ -561,14 +562,19 @@ impl Wish {
         }
         if let Some(endpoints) = allowed(&self.endpoints) {
             for name in endpoints {
-                name.parse::<Endpoint>().map_err(|error| Problem::invalid("endpoints", error.to_string()))?;
+                name.parse::<Endpoint>().map_err(|error| {
+                    Problem::invalid("endpoints", error.to_string()).fix("name endpoints such as chat, or null for all")
+                })?;
             }
             record.endpoints = endpoints.to_vec();
         }
         if let Some(sources) = allowed(&self.sources) {
             let network = |text: &String| {
                 let parsed = text.trim().parse::<IpNet>();
-                parsed.map_err(|_| Problem::invalid("sources", format!("{text:?} is no network such as 10.0.0.0/8")))
+                parsed.map_err(|_| {
+                    let problem = Problem::invalid("sources", format!("{text:?} is no network"));
+                    problem.fix("write networks such as 10.0.0.0/8, or null for all")
+                })
             };
             record.sources = sources.iter().map(network).collect::<Result<_, _>>()?;
         }
@@ -584,7 +590,8 @@ impl Wish {
             (Some(days), None) => record.expires_ms = days.map(|days| now + u64::from(days) * DAY_MS),
             (None, Some(time)) => {
                 let time = time.as_deref().map(parse_rfc3339).transpose();
-                record.expires_ms = time.map_err(|error| Problem::invalid(field, error))?;
+                record.expires_ms =
+                    time.map_err(|error| Problem::invalid(field, error).fix("write it as 2026-11-25T10:00:00Z"))?;
             }
             (None, None) if record.created_ms != now => return Ok(()),
             (None, None) => {}
@@ -595,7 +602,8 @@ impl Wish {
         let Some(max) = state.keys.get().max_expires_days else { return Ok(()) };
         let latest = now + u64::from(max) * DAY_MS;
         if record.expires_ms.is_none_or(|at| at > latest) {
-            return Err(Problem::invalid(field, format!("a key may live {max} days at most (keys.max_expires_days)")));
+            return Err(Problem::invalid(field, format!("a key may live {max} days at most (keys.max_expires_days)"))
+                .fix("let it expire sooner"));
         }
         Ok(())
     }
@@ -624,7 +632,7 @@ fn provider_id(state: &ControlState, name: &str) -> Result<String, Problem> {
         Err(NoProvider::NeedsBaseUrl { id, .. }) => Ok(id.to_owned()),
         Err(error @ NoProvider::Unknown { .. }) => match provider(name) {
             Some(row) => Ok(row.id.to_owned()),
-            None => Err(Problem::invalid("providers", error.to_string())),
+            None => Err(Problem::invalid("providers", error.to_string()).fix("name one of /api/providers")),
         },
     }
 }

@@ -334,11 +334,11 @@ fn check_grant(key: &KeyState, pool: &str) -> Result<(), Problem> {
 
 fn ttl(wish: &Wish, max: Duration) -> Result<Duration, Problem> {
     let ttl = wish.ttl.as_deref().map(duration::parse).transpose();
-    let ttl = ttl.map_err(|error| Problem::invalid("ttl", error))?.unwrap_or(max);
+    let ttl = ttl.map_err(|error| Problem::invalid("ttl", error).fix("write it as 5m"))?.unwrap_or(max);
     if ttl.is_zero() || ttl > max {
         let detail =
             format!("must be more than nothing and at most {} (provider_keys.lease_max)", duration::format(max));
-        return Err(Problem::invalid("ttl", detail));
+        return Err(Problem::invalid("ttl", detail).fix("leave it out for the longest"));
     }
     Ok(ttl)
 }
@@ -353,13 +353,16 @@ fn provider(state: &ControlState, wish: &Wish, pool: &str) -> Result<Arc<Upstrea
             match providers[..] {
                 [only] => only.to_owned(),
                 _ => {
-                    return Err(Problem::invalid("provider", "say of which: the pool has keys of several, or of none"));
+                    return Err(Problem::invalid("provider", "is missing: the pool has keys of several, or of none")
+                        .fix("say of which"));
                 }
             }
         }
     };
     let registry = state.registry.get();
-    let found = registry.lookup(&named).map_err(|error| Problem::invalid("provider", error.to_string()))?;
+    let found = registry
+        .lookup(&named)
+        .map_err(|error| Problem::invalid("provider", error.to_string()).fix("name one of /api/providers"))?;
     Ok(Arc::clone(found))
 }
 
@@ -375,7 +378,7 @@ fn reservation(
     let Reservation { input_tokens: input, output_tokens: output, usd } = &wish.reserve;
     let (input, output) = (*input, *output);
     let said = usd.as_deref().map(parse_usd).transpose();
-    let said = said.map_err(|error| Problem::invalid("reserve.usd", error))?;
+    let said = said.map_err(|error| Problem::invalid("reserve.usd", error).fix("write it as \"0.25\""))?;
     let snapshot = state.store.snapshot();
     let price = || snapshot.prices().resolve(&upstream.id, wish.model.as_deref()?);
     let nano_usd = match said {
@@ -528,20 +531,23 @@ pub(super) async fn report(
 
 fn said(report: &Report) -> Result<Said, Problem> {
     if !is_name(&report.report) {
-        return Err(Problem::invalid("report", "must be 1 to 128 printable characters, another for each report"));
+        return Err(Problem::invalid("report", "must be 1 to 128 printable characters, another for each report")
+            .fix("count your reports"));
     }
     if !(100..=599).contains(&report.status) {
-        return Err(Problem::invalid("status", "must be the provider's HTTP status"));
+        return Err(Problem::invalid("status", "must be the provider's HTTP status").fix("leave it out for 200"));
     }
     for (field, text) in [("model", &report.model), ("upstream_request_id", &report.upstream_request_id)] {
         if text.as_deref().is_some_and(|text| !is_name(text)) {
-            return Err(Problem::invalid(field, "must be 1 to 128 printable characters"));
+            return Err(Problem::invalid(field, "must be 1 to 128 printable characters").fix("leave it out"));
         }
     }
     let endpoint = match &report.endpoint {
         None => "lease",
         Some(name) => {
-            let found = name.parse::<Endpoint>().map_err(|error| Problem::invalid("endpoint", error.to_string()))?;
+            let found = name
+                .parse::<Endpoint>()
+                .map_err(|error| Problem::invalid("endpoint", error.to_string()).fix("leave it out"))?;
             found.as_str()
         }
     };
@@ -568,7 +574,7 @@ fn open_lease(
     };
     found.filter(own).ok_or_else(|| {
         let detail = format!("this virtual key has no lease {} in this pool, or it has expired", report.lease);
-        Problem::new(StatusCode::NOT_FOUND, "unknown_lease", detail).field("lease")
+        Problem::new(StatusCode::NOT_FOUND, "unknown_lease", detail).field("lease").fix("take another lease")
     })
 }
 

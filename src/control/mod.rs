@@ -182,7 +182,7 @@ impl From<StoreError> for Problem {
             StoreError::InUse { by, .. } => Self::new(StatusCode::CONFLICT, "in_use", text)
                 .fix(format!("take it off its keys first: sidekey key update {by} --plan ''")),
             StoreError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "not_found", text),
-            StoreError::NoSecret { .. } => Self::invalid("secret", text),
+            StoreError::NoSecret { .. } => Self::invalid("secret", text).fix("send the secret too"),
             StoreError::TooLarge { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "too_large", text),
             _ => Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", text),
         }

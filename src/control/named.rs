@@ -23,7 +23,7 @@ pub(super) struct ListQuery {
 
 /// The name that a new one was given.
 pub(super) fn new_name(said: Option<&String>) -> Result<String, Problem> {
-    let name = said.ok_or_else(|| Problem::invalid("name", "is missing"))?;
+    let name = said.ok_or_else(|| Problem::invalid("name", "is missing").fix("say what it is called"))?;
     check_name("name", name)?;
     Ok(name.clone())
 }

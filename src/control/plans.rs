@@ -152,7 +152,7 @@ fn apply(With { policy, rest: wish }: &With<Wish>, plan: &mut Plan, registry: &R
     if let Some(routes) = &wish.routes {
         let routes = routes.clone().unwrap_or_default();
         if let Some(fault) = registry.route_faults(&routes).first() {
-            return Err(Problem::invalid("routes", fault.to_string()));
+            return Err(Problem::invalid("routes", fault.to_string()).fix("correct the route, and send all of them"));
         }
         plan.routes = routes;
     }

@@ -124,7 +124,9 @@ impl PolicyWish {
         set(&mut policy.unpriced, &self.unpriced);
         set(&mut policy.unrecorded, &self.unrecorded);
         set(&mut policy.hard_stop, &self.hard_stop);
-        policy.check().map_err(|(field, detail)| Problem::invalid(field, detail))
+        policy.check().map_err(|(field, detail)| {
+            Problem::invalid(field, detail).fix("say another value, or null to take it away")
+        })
     }
 }
 

@@ -155,12 +155,14 @@ fn apply(state: &ControlState, wish: Wish, pool: &mut Pool) -> Result<(), Proble
     if let Some(mut keys) = wish.keys {
         let snapshot = state.store.snapshot();
         if let Some(id) = keys.iter().find(|id| snapshot.provider_key(**id).is_none()) {
-            return Err(Problem::invalid("keys", format!("there is no provider key {id}")));
+            return Err(Problem::invalid("keys", format!("there is no provider key {id}"))
+                .fix("list those there are: sidekey provider-key list"));
         }
         keys.sort_unstable();
         keys.dedup();
         if keys.len() > KEYS_MAX {
-            return Err(Problem::invalid("keys", format!("a pool has at most {KEYS_MAX} keys")));
+            return Err(Problem::invalid("keys", format!("a pool has at most {KEYS_MAX} keys"))
+                .fix("make another pool of the rest"));
         }
         pool.keys = keys;
     }

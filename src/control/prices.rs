@@ -229,7 +229,7 @@ pub(super) async fn explain(
 /// The provider and the model that were meant: named apart, as `provider/model`, or a model that only one provider has.
 fn whose(state: &ControlState, provider: Option<&str>, model: &str) -> Result<(String, String), Problem> {
     if model.is_empty() {
-        return Err(Problem::invalid("model", "is missing"));
+        return Err(Problem::invalid("model", "is missing").fix("name it as provider/model"));
     }
     if let Some(provider) = provider {
         return Ok((known_provider(state, provider)?, model.to_owned()));
@@ -253,13 +253,18 @@ fn known_provider(state: &ControlState, name: &str) -> Result<String, Problem> {
     if name == ANY {
         return Ok(name.to_owned());
     }
-    let id = state.registry.get().id_of(name).map_err(|error| Problem::invalid("provider", error.to_string()))?;
+    let id = state
+        .registry
+        .get()
+        .id_of(name)
+        .map_err(|error| Problem::invalid("provider", error.to_string()).fix("name one of /api/providers"))?;
     Ok(id.to_string())
 }
 
 fn known_name(state: &ControlState, name: &str) -> Result<PriceName, Problem> {
-    let name: PriceName =
-        name.parse().map_err(|error: crate::pricing::BadName| Problem::invalid("name", error.to_string()))?;
+    let name: PriceName = name.parse().map_err(|error: crate::pricing::BadName| {
+        Problem::invalid("name", error.to_string()).fix("write it as openai/gpt-4o")
+    })?;
     let provider = known_provider(state, &name.provider).map_err(|problem| problem.field("name"))?;
     Ok(PriceName { provider: provider.into(), ..name })
 }
@@ -279,7 +284,10 @@ fn check_same(state: &ControlState, prices: &Prices) -> Result<(), Problem> {
     let trial = state.store.snapshot().prices().with_trial(Overlay::hashed("trial", prices.clone()));
     let lost = same.into_iter().find(|(name, _)| trial.resolve(&name.provider, &name.model).is_none());
     match lost {
-        Some((name, other)) => Err(Problem::invalid("same_as", format!("{name}: there is no price of {other}"))),
+        Some((name, other)) => Err({
+            Problem::invalid("same_as", format!("{name}: there is no price of {other}"))
+                .fix("set that price first, or say the rates")
+        }),
         None => Ok(()),
     }
 }

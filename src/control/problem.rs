@@ -108,9 +108,12 @@ impl IntoResponse for Problem {
 pub(super) fn check_name(field: &str, name: &str) -> Result<(), Problem> {
     match is_name(name) {
         // No path could have it as a part.
-        true if matches!(name, "." | "..") => Err(Problem::invalid(field, "a name is more than dots")),
+        true if matches!(name, "." | "..") => {
+            Err(Problem::invalid(field, "a name is more than dots").fix("choose another"))
+        }
         true => Ok(()),
-        false => Err(Problem::invalid(field, "must be 1 to 128 printable characters without spaces around")),
+        false => Err(Problem::invalid(field, "must be 1 to 128 printable characters without spaces around")
+            .fix("choose another")),
     }
 }
 

@@ -152,18 +152,21 @@ impl Source {
             (Some(secret), None) => {
                 let text = secret.expose();
                 if text.is_empty() || text.trim() != text || text.chars().any(|c| c.is_control() || !c.is_ascii()) {
-                    return Err(Problem::invalid("secret", "must be one line of ASCII without spaces around"));
+                    return Err(Problem::invalid("secret", "must be one line of ASCII without spaces around")
+                        .fix("send the key alone"));
                 }
                 Ok((Origin::Sealed, Some(secret)))
             }
             (None, Some(reference)) => {
                 let origin = Origin::parse_reference(&reference);
                 // What was sent may be the key itself: it is not repeated.
-                let origin = origin
-                    .ok_or_else(|| Problem::invalid("reference", "must be env:NAME, file:/path or exec:command"))?;
+                let origin = origin.ok_or_else(|| {
+                    Problem::invalid("reference", "must be env:NAME, file:/path or exec:command")
+                        .fix("send the key itself as secret")
+                })?;
                 Ok((origin, None))
             }
-            _ => Err(Problem::invalid("secret", "send either secret or reference")),
+            _ => Err(Problem::invalid("secret", "either secret or reference is needed").fix("send one of them")),
         }
     }
 }
@@ -214,7 +217,8 @@ pub(super) async fn add(
     let (origin, secret) = source.resolve(&caller)?;
     let registry = state.registry.get();
     let upstream = registry.lookup(&addition.provider);
-    let upstream = upstream.map_err(|error| Problem::invalid("provider", error.to_string()))?;
+    let upstream =
+        upstream.map_err(|error| Problem::invalid("provider", error.to_string()).fix("name one of /api/providers"))?;
     let now = state.clock.wall_ms();
     let mut policy = Policy::default();
     apply_limits(&wished, &mut policy)?;
@@ -274,7 +278,7 @@ fn apply_limits(wish: &PolicyWish, policy: &mut Policy) -> Result<(), Problem> {
 /// A name is how people point at a key, so one provider has it once.
 fn check(state: &ControlState, record: &ProviderKey) -> Result<(), Problem> {
     if !(1..=MAX_WEIGHT).contains(&record.weight) {
-        return Err(Problem::invalid("weight", format!("must be 1 to {MAX_WEIGHT}")));
+        return Err(Problem::invalid("weight", format!("must be 1 to {MAX_WEIGHT}")).fix("leave it out for 1"));
     }
     check_name("name", &record.name)?;
     let snapshot = state.store.snapshot();
@@ -365,12 +369,13 @@ pub(super) async fn rotate(
     let source = Source { secret: rotation.secret, reference: rotation.reference };
     let (origin, secret) = source.resolve(&caller)?;
     let grace = rotation.grace.as_deref().map(duration::parse).transpose();
-    let grace = grace.map_err(|error| Problem::invalid("grace", error))?.unwrap_or(DEFAULT_GRACE);
+    let grace = grace.map_err(|error| Problem::invalid("grace", error).fix("write it as 1h"))?.unwrap_or(DEFAULT_GRACE);
     let before = stored(&state, &caller, &id)?;
     let mut record = before.record.clone();
     let registry = state.registry.get();
     let upstream = registry.lookup(&record.provider);
-    let upstream = upstream.map_err(|error| Problem::invalid("provider", error.to_string()))?;
+    let upstream =
+        upstream.map_err(|error| Problem::invalid("provider", error.to_string()).fix("name one of /api/providers"))?;
     let expected = expected_version(&headers)?.unwrap_or(record.version);
     record.replaced = replaced(&state, &before, grace, expected + 1);
     record.bound_to = upstream.origin().to_owned();

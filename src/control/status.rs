@@ -238,11 +238,12 @@ pub(super) async fn backup(
 ) -> Result<Json<BackupMade>, Problem> {
     let wish: BackupWish = parse(&headers, &body, Tell::All)?;
     if !wish.path.is_absolute() {
-        return Err(Problem::invalid("path", "must be absolute"));
+        return Err(Problem::invalid("path", "must be absolute").fix("write it from the root on"));
     }
     if wish.path.exists() {
         return Err(Problem::new(StatusCode::CONFLICT, "exists", format!("{} is there already", wish.path.display()))
-            .field("path"));
+            .field("path")
+            .fix("choose another place"));
     }
     state.store.backup(wish.path.clone()).await?;
     Ok(Json(BackupMade { path: wish.path, generation: state.store.snapshot().generation() }))

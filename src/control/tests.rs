@@ -23,7 +23,7 @@ use crate::unit::{TokensSource, Usage};
 const NOW: u64 = 1_700_000_000_000;
 const REAL: &str = "sk-proj-very-real-0123456789abcd";
 
-struct Api {
+pub(super) struct Api {
     router: Router,
     store: Store,
     clock: Clock,
@@ -32,15 +32,15 @@ struct Api {
     _directory: tempfile::TempDir,
 }
 
-struct Answer {
-    status: u16,
-    etag: Option<String>,
-    body: Value,
-    text: String,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) etag: Option<String>,
+    pub(super) body: Value,
+    pub(super) text: String,
 }
 
 impl Api {
-    fn new(keys: KeysSection) -> Self {
+    pub(super) fn new(keys: KeysSection) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::manual(NOW);
         let store = Store::open(StoreOptions {
@@ -90,7 +90,7 @@ impl Api {
         Self { router, store, clock, verdict, _directory: directory }
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Option<Value>, etag: Option<&str>) -> Answer {
+    pub(super) async fn ask(&self, method: Method, path: &str, body: Option<Value>, etag: Option<&str>) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
         if let Some(etag) = etag {
             request = request.header("if-match", etag);
@@ -108,15 +108,15 @@ impl Api {
         Answer { status, etag, body: serde_json::from_str(&text).unwrap_or_default(), text }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         self.ask(Method::GET, path, None, None).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(super) async fn post(&self, path: &str, body: Value) -> Answer {
         self.ask(Method::POST, path, Some(body), None).await
     }
 
-    async fn patch(&self, path: &str, body: Value, etag: Option<&str>) -> Answer {
+    pub(super) async fn patch(&self, path: &str, body: Value, etag: Option<&str>) -> Answer {
         self.ask(Method::PATCH, path, Some(body), etag).await
     }
 }

@@ -93,7 +93,9 @@ pub(super) async fn repriced(
 
 fn asked(state: &ControlState, caller: &Caller, query: ReportQuery) -> Result<(LedgerFilter, Dimension), Problem> {
     let by = query.by.as_deref().unwrap_or("model");
-    let by = by.parse::<Dimension>().map_err(|error| Problem::invalid("by", error.to_string()))?;
+    let by = by
+        .parse::<Dimension>()
+        .map_err(|error| Problem::invalid("by", error.to_string()).fix("write one of those, or leave it out"))?;
     let filter = LedgerFilter {
         key: query.key,
         provider_key: query.provider_key,
@@ -276,7 +278,10 @@ fn within(
             10 => parse_rfc3339(&format!("{text}T00:00:00Z")),
             _ => parse_rfc3339(text),
         });
-        let problem = |_| Problem::invalid(field, "must be a day such as 2026-11-25, or an RFC 3339 time");
+        let problem = |_| {
+            Problem::invalid(field, "must be a day, or an RFC 3339 time")
+                .fix("write it as 2026-11-25 or 2026-11-25T10:00:00Z")
+        };
         parsed.transpose().map_err(problem)
     };
     let (from_ms, to_ms) = (time("from", from)?, time("to", to)?);
@@ -287,7 +292,7 @@ fn within(
         return Err(Problem::invalid("days", "from and to say it too").fix("send one of them"));
     }
     if to_ms.is_some_and(|to| from_ms.is_some_and(|from| to <= from)) {
-        return Err(Problem::invalid("to", "is not after from"));
+        return Err(Problem::invalid("to", "is not after from").fix("say a later end, or an earlier beginning"));
     }
     Ok(LedgerFilter { from_ms, to_ms, ..LedgerFilter::default() })
 }

@@ -97,3 +97,11 @@ def filter_failure(context, failure, case, response):
     # A request with a bad token is refused: after ten of them with 429 in place of 401. A good one passes all the same, which
     # every other request of this run shows.
     return not (type(failure).__name__ == "IgnoredAuth" and "got `429 Too Many Requests`" in failure.message)
+
+
+@schemathesis.check
+def problems_name_the_fix(context, response, case):
+    """Where a field is at fault, it is said what to do about it."""
+    if response.headers.get("content-type", [""])[0] == "application/problem+json":
+        problem = response.json()
+        assert "field" not in problem or problem.get("fix"), f"no fix: {problem}"

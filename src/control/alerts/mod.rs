@@ -50,7 +50,8 @@ pub(super) async fn list(
     Asked(query): Asked<AlertsQuery>,
 ) -> Result<Json<AlertList>, Problem> {
     let since = query.since.as_deref().map(parse_rfc3339).transpose();
-    let since = since.map_err(|error| Problem::invalid("since", error))?.unwrap_or(0);
+    let since =
+        since.map_err(|error| Problem::invalid("since", error).fix("write it as 2026-11-25T10:00:00Z"))?.unwrap_or(0);
     let wanted = |event: &Arc<Event>| {
         let word = event.kind.as_str();
         let about = |said: &String| word == said || word.split('.').next() == Some(said.trim_end_matches(".*"));
@@ -86,7 +87,9 @@ pub(super) async fn test(
     let wish: TestWish = parse(&headers, &body, Tell::All)?;
     let results = state.alerts.test(wish.webhook.as_deref()).await;
     let results = results.ok_or_else(|| match &wish.webhook {
-        Some(name) => Problem::not_found(&format!("receiver {name:?}")).field("webhook"),
+        Some(name) => Problem::not_found(&format!("receiver {name:?}"))
+            .field("webhook")
+            .fix("name one of alerts.webhooks, or none for all"),
         None => Problem::new(StatusCode::CONFLICT, "no_webhooks", "no receiver is configured")
             .fix("name one: [alerts.webhooks.<name>] in the configuration"),
     })?;

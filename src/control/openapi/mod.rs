@@ -6,6 +6,7 @@
 mod access;
 mod money;
 mod operation;
+mod promises;
 mod providers;
 mod schemas;
 mod shapes;

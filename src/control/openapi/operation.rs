@@ -107,6 +107,16 @@ impl Op {
         self.may(&[408, 413, 415, 422])
     }
 
+    /// True when it reads a body.
+    pub(super) fn takes_body(&self) -> bool {
+        self.request.is_some()
+    }
+
+    /// True when it reads a query string.
+    pub(super) fn takes_query(&self) -> bool {
+        self.query.is_some()
+    }
+
     /// A body that it takes.
     pub(super) fn example(self, body: Value) -> Self {
         Self { example: Some(body), ..self }
