@@ -43,6 +43,7 @@ mod reverse;
 mod route;
 mod sdk;
 mod spending;
+mod storm;
 mod stream;
 mod support;
 mod telemetry;

@@ -2,12 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::support::client::{Client, Request};
 use crate::support::provider::{Provider, Seen};
@@ -132,104 +129,6 @@ async fn what_begins_alike_sticks_together() {
         used.extend(keys);
     }
     assert!(used.len() > 1, "all talks went to one key");
-}
-
-/// How long the storm is; `SIDEKEY_TEST_STORM_SECONDS` for longer.
-fn storm() -> Duration {
-    let said = std::env::var("SIDEKEY_TEST_STORM_SECONDS").ok();
-    Duration::from_secs(said.and_then(|text| text.parse().ok()).unwrap_or(3))
-}
-
-/// What a key of the storm answers to its `n`th request: key 0 always serves, the last three are refused for good.
-fn weather(key: usize, n: u64) -> Message {
-    let dice = (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(u32::try_from(key).expect("a few") * 7) % 100;
-    let refuse =
-        |status, code: &str| Message::json(status, format!(r#"{{"error":{{"message":"no","code":"{code}"}}}}"#));
-    match (key, dice) {
-        (0, _) => Message::json(200, ANSWER),
-        (7.., _) if n >= 3 => refuse(401, "invalid_api_key"),
-        (_, 0..10) => refuse(500, "server_error"),
-        (_, 10..15) => refuse(503, "overloaded"),
-        (_, 15..20) => refuse(429, "rate_limit_exceeded").header("retry-after", "1"),
-        (_, 20..22) => refuse(403, "forbidden"),
-        _ => Message::json(200, ANSWER),
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_good_key_is_enough_in_a_storm() {
-    const KEYS: usize = 10;
-    const PARALLEL: usize = 200;
-    let turns: Arc<[AtomicU64; KEYS]> = Arc::default();
-    let refused: Arc<Mutex<HashMap<usize, HashSet<String>>>> = Arc::default();
-    let provider = {
-        let (turns, refused) = (Arc::clone(&turns), Arc::clone(&refused));
-        Provider::start(move |seen| {
-            let key = key_of(seen);
-            let message = weather(key, turns[key].fetch_add(1, Ordering::Relaxed));
-            if message.status == 401 {
-                let id = seen.header("x-storm").expect("our header").to_owned();
-                refused.lock().unwrap().entry(key).or_default().insert(id);
-            }
-            message.into()
-        })
-        .await
-    };
-    // A longer storm would see keys tested again, which are no requests of clients.
-    let options = crate::support::sidekey::Options::new().provider("openai", &provider.url());
-    let sidekey = Sidekey::start(&options.config("[provider_keys]\nretest = false\n")).await;
-    for n in 0..KEYS {
-        sidekey.add_provider_key_as("openai", &secret(n), &["--name", &format!("k{n}")]).await;
-    }
-    let key = sidekey.create_key(&[]).await.key;
-    let (proxy, end) = (sidekey.proxy, Instant::now() + storm());
-    let mut tasks = JoinSet::new();
-    for worker in 0..PARALLEL {
-        let key = key.clone();
-        tasks.spawn(async move {
-            let mut client = Client::connect(proxy).await.expect("sidekey listens");
-            let mut times = Vec::new();
-            while Instant::now() < end {
-                let id = format!("{worker}-{}", times.len());
-                let began = Instant::now();
-                let answer = client.send(&Request::post(CHAT, BODY).bearer(&key).header("x-storm", &id)).await;
-                let answer = answer.expect("an answer");
-                assert_eq!(answer.status, 200, "{id}: {}", answer.text());
-                times.push((id, began, Instant::now()));
-            }
-            times
-        });
-    }
-    let mut times = HashMap::new();
-    while let Some(done) = tasks.join_next().await {
-        times
-            .extend(done.expect("no client sees a failure").into_iter().map(|(id, began, ended)| (id, (began, ended))));
-    }
-    let mut reached = HashSet::new();
-    let seen = provider.seen();
-    for seen in &seen {
-        let id = seen.header("x-storm").expect("our header").to_owned();
-        assert!(reached.insert((id, key_of(seen))), "a request reached a key twice");
-    }
-    let refused = refused.lock().unwrap().clone();
-    assert_eq!(refused.len(), 3, "not every bad key was tried: {refused:?}");
-    for (key, ids) in &refused {
-        let known = ids.iter().map(|id| times[id].1).min().expect("one at least");
-        let late = reached.iter().filter(|(id, used)| used == key && times[id].0 > known).count();
-        assert_eq!(late, 0, "key {key} was used after it was refused for good");
-        assert_eq!(sidekey.provider_key(&format!("k{key}")).await["status"], "error");
-    }
-    // All are recorded, with as many attempts as the provider saw.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let attempts = loop {
-        let ledger = sidekey.ledger().await;
-        if ledger.len() >= times.len() || Instant::now() > deadline {
-            assert_eq!(ledger.len(), times.len(), "entries are missing");
-            break ledger.iter().filter_map(|entry| entry["attempts"].as_u64()).sum::<u64>();
-        }
-    };
-    assert_eq!(attempts, seen.len() as u64, "the ledger and the provider disagree");
-    println!("{} requests, {} attempts, {:?} by key", times.len(), attempts, counts(&provider));
 }
 
 /// Whose a secret is, by the owner in it.
