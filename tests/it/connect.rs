@@ -436,3 +436,107 @@ async fn draining_waits_for_tunnels_that_move() {
     }
     sidekey.wait_for_exit().await;
 }
+
+/// Sends back whatever comes, on every connection.
+async fn echo(listener: TcpListener) {
+    while let Ok((mut tcp, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let (mut read, mut write) = tcp.split();
+            drop(tokio::io::copy(&mut read, &mut write).await);
+        });
+    }
+}
+
+/// Waits until so many descriptors are open.
+async fn closed_to(sidekey: &Sidekey, want: usize) {
+    let deadline = tokio::time::Instant::now() + client::PATIENCE;
+    loop {
+        let open = sidekey.held().0;
+        if open == want {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{open} descriptors are open, {want} were");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_open_costs_the_same_however_much_passes() {
+    const TUNNELS: usize = 300;
+    const STREAMS: usize = 100;
+    const ROUNDS: usize = 10;
+    /// What memory may differ by without anything being kept.
+    const SLACK: u64 = 6 << 20;
+    if !cfg!(target_os = "linux") {
+        eprintln!("SKIPPED: what a process holds is read from /proc");
+        return;
+    }
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let there = listener.local_addr().unwrap();
+    let echo = tokio::spawn(echo(listener));
+    let piece = format!("data: {{\"choices\":[{{\"delta\":{{\"content\":{:?}}}}}]}}\n\n", "x".repeat(8_000));
+    let gates: Vec<Gate> = (0..2 * ROUNDS).map(|_| Gate::new()).collect();
+    let start_of_stream = Message::sse([&*piece]);
+    let reply = gates.iter().fold(start_of_stream, |reply, gate| reply.gate(gate).chunk(piece.clone()));
+    let provider = Provider::always(reply.gate(&Gate::new())).await;
+    let config = format!("[connect]\nallow_private = true\nports = [{}]\n", there.port());
+    let sidekey = start(&provider, &config).await;
+    let key = sidekey.create_key(&[]).await.key;
+    // What is made once and kept is there after one of each.
+    {
+        let _tunnel = tunnel::open(sidekey.proxy, &there.to_string()).await;
+        let mut client = inside(&sidekey).await;
+        client.start(&chat(&key)).await.unwrap().until("xxx").await;
+    }
+    let mut before = sidekey.held().0;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        before = before.min(sidekey.held().0);
+    }
+
+    let mut tunnels = Vec::new();
+    for _ in 0..TUNNELS {
+        tunnels.push(tunnel::open(sidekey.proxy, &there.to_string()).await);
+    }
+    let mut clients = Vec::new();
+    for _ in 0..STREAMS {
+        clients.push(inside(&sidekey).await);
+    }
+    let mut streams = Vec::new();
+    for client in &mut clients {
+        streams.push(client.start(&chat(&key)).await.unwrap());
+    }
+    let (sent, mut passed) = (vec![7; 16 << 10], vec![0; STREAMS]);
+    let mut samples = Vec::new();
+    for half in gates.chunks(ROUNDS) {
+        for gate in half {
+            let through = tunnels.iter_mut().map(async |tcp| {
+                let mut back = vec![0; sent.len()];
+                tcp.write_all(&sent).await.unwrap();
+                timeout(client::PATIENCE, tcp.read_exact(&mut back)).await.expect("in time").unwrap();
+                assert!(back == sent, "another echo");
+            });
+            futures_util::future::join_all(through).await;
+            gate.open();
+            for (stream, passed) in streams.iter_mut().zip(&mut passed) {
+                let got = stream.next().await.unwrap().expect("the stream goes on");
+                *passed += got.len();
+            }
+        }
+        samples.push(sidekey.held());
+    }
+    println!("{before} descriptors before; held, after each half: {samples:?}; {} bytes of a stream", passed[0]);
+    // Two sockets each.
+    let open = before + 2 * (TUNNELS + STREAMS);
+    assert_eq!((samples[0].0, samples[1].0), (open, open), "descriptors are left open");
+    assert!(samples[1].1 < samples[0].1 + SLACK, "memory grows with what passes: {samples:?}");
+    let metrics = sidekey.metrics().await;
+    assert!(metrics.contains(&format!("\nsidekey_tunnels_open {TUNNELS}\n")), "{metrics}");
+
+    drop(streams);
+    drop((tunnels, clients));
+    closed_to(&sidekey, before).await;
+    let metrics = sidekey.metrics().await;
+    assert!(metrics.contains("\nsidekey_tunnels_open 0\n"), "{metrics}");
+    echo.abort();
+}

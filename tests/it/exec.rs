@@ -283,9 +283,9 @@ async fn a_sandbox_leaves_one_way_out() {
     let output = home.run(&["exec", "--provider", "openai", "--", "sh", "-c", "cat \"$HOME/groq.key\""], "");
     assert_eq!(text(&output.stdout), IN_A_FILE, "{}", said(&output));
 
-    // HTTPS by IPv6 leads to sidekey as well.
+    // HTTPS to an address of IPv6 leads to sidekey as well.
     if !outside.tcp[1..].is_empty() {
-        let by_v6 = CALL.replace("curl", "curl -6");
+        let by_v6 = CALL.replace("curl", "curl --resolve api.openai.com:443:[2001:db8::1]");
         let output = home.sandboxed(&[], &by_v6).expect("it went before");
         assert_eq!(text(&output.stdout), ANSWER, "{}", said(&output));
     }

@@ -377,6 +377,16 @@ impl Sidekey {
         self.child.kill().await.expect("our own child");
     }
 
+    /// How many descriptors it has open, and its resident memory in bytes (Linux).
+    pub(crate) fn held(&self) -> (usize, u64) {
+        let process = PathBuf::from(format!("/proc/{}", self.child.id().expect("it runs")));
+        let open = std::fs::read_dir(process.join("fd")).expect("our own child").count();
+        let status = std::fs::read_to_string(process.join("status")).expect("our own child");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        (open, kib * 1024)
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
