@@ -60,6 +60,14 @@ impl Asks<'_> {
         }
     }
 
+    /// The same of a call that is known by its endpoint alone: a session is not estimated.
+    pub(super) fn planned(&self, caller: &Caller, model: Option<&str>) -> Consumption {
+        match self.call.endpoint {
+            Endpoint::Realtime => session(),
+            _ => self.estimate(caller, model),
+        }
+    }
+
     /// What has a price of it.
     fn expected(&self, estimate: &Consumption) -> Expected {
         let Consumption { input, output, .. } = *estimate;

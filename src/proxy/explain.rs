@@ -93,10 +93,7 @@ pub fn explain(store: &Store, registry: &Registry, clock: &Clock, question: &Que
         let First { upstream, call, model } = first;
         let model = model.as_deref().or_else(|| call.model(&asked));
         let asks = Asks { method: &Method::POST, call: &call, asked: &asked, input: question.input_tokens };
-        let need = match call.endpoint {
-            Endpoint::Realtime => admit::session(),
-            _ => asks.estimate(&caller, model),
-        };
+        let need = asks.planned(&caller, model);
         let choice = Choice::new(Arc::clone(&upstream), &caller, model, (need, at.wall_ms), 0);
         let keys = why.note(choice.preview(store, at.now)).unwrap_or_default();
         explanation.provider_keys = keys.into_iter().map(|key| (Arc::clone(&key), key.record.owner.source())).collect();

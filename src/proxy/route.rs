@@ -16,7 +16,7 @@ use crate::clock::Nanos;
 use crate::limit::{Consumption, Moment};
 use crate::net::upstream::Received;
 use crate::pricing::PriceTable;
-use crate::provider::{Ask, Asked, Call, Endpoint, Named, NoProvider, Registry, Upstream};
+use crate::provider::{Ask, Asked, Call, Named, NoProvider, Registry, Upstream};
 use crate::proxy::admit::{self, Asks};
 use crate::proxy::authenticate::Caller;
 use crate::proxy::error::Error;
@@ -60,11 +60,8 @@ pub(super) fn allowed(
         select::permit(key, &upstream.id, call, Some(model))?;
     }
     let asks = Asks { method, call, asked, input };
-    let estimate = match call.endpoint {
-        Endpoint::Realtime => admit::session(),
-        _ => asks.estimate(caller, Some(model)),
-    };
-    let (need, found) = admit::price(estimate, asks, caller, (&upstream.id, Some(model)), prices)?;
+    let (need, found) =
+        admit::price(asks.planned(caller, Some(model)), asks, caller, (&upstream.id, Some(model)), prices)?;
     Ok((need, found.filter(|_| need.nano_usd > 0).map(|found| Arc::clone(&found.version))))
 }
 

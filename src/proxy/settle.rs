@@ -314,8 +314,9 @@ impl Closed {
         let entry = &mut self.open.entry;
         // What was noted is the price of the reservation.
         entry.price_version = None;
-        let works = self.open.consumes || self.open.by_reservation;
-        let served = works && entry.status < 400 && entry.attempts > 0;
+        let answered = entry.status < 400 && entry.attempts > 0;
+        let by_reservation = answered && self.open.by_reservation;
+        let served = answered && self.open.consumes || by_reservation;
         // A fee for each call is due for one that was served; without that, for nothing.
         if entry.tokens == Usage::default() && !served {
             return;
@@ -334,13 +335,13 @@ impl Closed {
         {
             entry.cost_nano_usd = Some(cost);
             entry.price_version = Some(Arc::clone(&found.version));
-        } else if let Some(found) = found.filter(|_| served && self.open.by_reservation)
+        } else if let Some(found) = found.filter(|_| by_reservation)
             && let Some(permit) = &self.open.permit
         {
             entry.cost_nano_usd = Some(permit.reserved().nano_usd);
             entry.price_version = Some(Arc::clone(&found.version));
             entry.tokens_source = TokensSource::Estimated;
-        } else if entry.tokens.billable() > 0 || served && self.open.by_reservation {
+        } else if entry.tokens.billable() > 0 || by_reservation {
             self.open.books.unpriced.tell(entry);
         }
     }

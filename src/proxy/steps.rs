@@ -36,7 +36,7 @@ use crate::virtual_key::StreamUsage;
 
 /// Step 1: what is asked, as far as its line tells.
 struct Identified {
-    asking: Box<Inbound>,
+    inbound: Box<Inbound>,
     call: Call<'static>,
 }
 
@@ -95,10 +95,10 @@ impl Proxy {
     pub(super) async fn steps(
         &self,
         arrival: &Arrival,
-        asking: Box<Inbound>,
+        inbound: Box<Inbound>,
         trail: &mut Trail,
     ) -> Result<Response<AnswerBody>, Error> {
-        let identified = identify(asking)?;
+        let identified = identify(inbound)?;
         trail.dialect = identified.call.speaks;
         let authenticated = self.authenticate(arrival, identified)?;
         let selected = self.select(arrival, authenticated, trail).await?;
@@ -110,8 +110,8 @@ impl Proxy {
 
     /// Accepts the key and takes every credential out of the request.
     fn authenticate(&self, arrival: &Arrival, identified: Identified) -> Result<Box<Authenticated>, Error> {
-        let Identified { asking, call } = identified;
-        let Inbound { mut parts, destination, mut path, .. } = *asking;
+        let Identified { inbound, call } = identified;
+        let Inbound { mut parts, destination, mut path, .. } = *inbound;
         let door = Door {
             prefix: &self.parts.prefix,
             pass_unknown: self.parts.section.unknown_keys == UnknownKeys::Pass,
@@ -370,10 +370,10 @@ fn hard_stop(
 }
 
 /// Reads the request's line.
-fn identify(asking: Box<Inbound>) -> Result<Identified, Error> {
-    check_path(&asking.path)?;
-    let call = asking.destination.dialect().classify(&asking.parts.method, &asking.path).into_owned();
-    Ok(Identified { asking, call })
+fn identify(inbound: Box<Inbound>) -> Result<Identified, Error> {
+    check_path(&inbound.path)?;
+    let call = inbound.destination.dialect().classify(&inbound.parts.method, &inbound.path).into_owned();
+    Ok(Identified { inbound, call })
 }
 
 /// The entry as far as it is known before the answer.

@@ -197,14 +197,13 @@ impl Reading {
     }
 
     pub(super) fn output_so_far(&self) -> u64 {
-        let reported = (self.rules.settle)(&self.reports).output.unwrap_or(0);
+        let reported = self.usage_so_far().output.unwrap_or(0);
         reported.max(self.text.bytes() / 4)
     }
 
     pub(super) fn finish(&mut self) -> Tally {
-        let usage = (self.rules.settle)(&self.reports);
         Tally {
-            usage,
+            usage: self.usage_so_far(),
             service_tier: self.tier,
             cost_nano: self.cost_nano,
             model_reported: self.model.take(),

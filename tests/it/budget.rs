@@ -140,7 +140,8 @@ async fn a_command_spends_no_more_than_it_may() {
 /// What one answer costs: 40 tokens in and 100 out at $0.15 and $0.60 a million, billionths of a dollar.
 const COST: u64 = 40 * 150 + 100 * 600;
 
-fn nano(usd: &Value) -> u64 {
+/// Billionths of a dollar.
+pub(crate) fn nano(usd: &Value) -> u64 {
     let text = usd.as_str().unwrap_or_else(|| panic!("{usd} is no amount"));
     let (whole, places) = text.split_once('.').unwrap_or((text, ""));
     format!("{whole}{places:0<9}").parse().expect("a decimal number")

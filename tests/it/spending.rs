@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Message as Frame, protocol::CloseFrame};
 
+use crate::budget::nano;
 use crate::support::client::{self, Client, Request};
 use crate::support::provider::Provider;
 use crate::support::script::{Message, Reply, Socket};
@@ -120,13 +121,6 @@ async fn an_answer_without_figures_costs_what_was_reserved() {
         assert_eq!(entry["tokens_source"], "estimated");
         assert_eq!(nano(&shown(&sidekey, &key.id).await["spent"]) - before, cost, "{path}");
     }
-}
-
-/// Billionths of a dollar.
-fn nano(usd: &Value) -> u64 {
-    let text = usd.as_str().unwrap_or_else(|| panic!("{usd} is no amount"));
-    let (whole, places) = text.split_once('.').unwrap_or((text, ""));
-    format!("{whole}{places:0<9}").parse().expect("a decimal number")
 }
 
 #[tokio::test]
